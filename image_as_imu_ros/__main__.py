@@ -1,0 +1,7 @@
+"""`python -m image_as_imu_ros` is the command `image-as-imu`."""
+
+import sys
+
+from image_as_imu_ros.cli.main import main
+
+sys.exit(main())

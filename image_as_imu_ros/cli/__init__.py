@@ -1,0 +1,1 @@
+"""The command `image-as-imu`: one module per verb."""

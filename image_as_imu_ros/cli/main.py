@@ -1,0 +1,54 @@
+"""Entry point of `image-as-imu`; a verb's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from image_as_imu_ros import __version__
+from image_as_imu_ros.errors import ImageAsImuError
+
+VERBS = {
+    'run': 'angular and linear velocity of one image',
+    'evaluate': 'score a recording against its gyroscope',
+    'convert': 'write a recording as a rosbag2',
+    'play': 'publish a rosbag2 over DDS in real time',
+    'demo': 'the whole path, from a recording over ROS 2 to a plot',
+    'synthesize': 'write synthetic blurred images with their motion',
+    'train': 'train a network on synthetic blur',
+    'benchmark': 'time the pipeline, stage by stage',
+    'weights': 'list or verify the shipped weights',
+}
+"""Each verb is a module of this package with `add_arguments(parser)` and `run(arguments)`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run one verb.
+
+    :param argv: arguments without the program's name; None takes those of the process
+    :returns: exit status: 0, or 1 after a known error; usage errors exit with 2
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog='image-as-imu', description='Angular velocity of a camera from its motion blur.')
+    parser.add_argument('--version', action='version', version=__version__)
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+    chosen = next((word for word in argv if not word.startswith('-')), None)
+    for name, summary in VERBS.items():
+        verb_parser = verbs.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            verb = importlib.import_module(f'image_as_imu_ros.cli.{name}')
+            verb.add_arguments(verb_parser)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+    try:
+        verb.run(arguments)
+    except ImageAsImuError as error:
+        print(f'image-as-imu {chosen}: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,170 @@
+"""
+Settings: one frozen dataclass per concern, the single source of every default.
+
+The YAML loader, `--set section.key=value`, the ROS parameters and the README's parameter table
+are all generated from the fields' metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from image_as_imu_ros.errors import ConfigError
+
+Config = TypeVar('Config')
+
+
+def setting(default: Any, description: str, *, unit: str = '', low: float | None = None,
+            high: float | None = None, one_of: tuple[str, ...] = (),
+            read_only: bool = True) -> Any:
+    """Declare one setting: default, description, unit, bounds or choices, changeable at run time."""
+    return dataclasses.field(default=default, metadata={
+        'description': description, 'unit': unit, 'range': (low, high), 'one_of': one_of,
+        'read_only': read_only})
+
+
+def check(config: Any) -> None:
+    """
+    Check every field of a config dataclass against its type and bounds.
+
+    :raises ConfigError: naming the field, its value and what it may be
+    """
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        kind = type(entry.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+            object.__setattr__(config, entry.name, value)
+        if type(value) is not kind:
+            raise ConfigError(
+                f'{entry.name}: {value!r} is a {type(value).__name__}, expected {kind.__name__}')
+        choices = entry.metadata['one_of']
+        if choices and value not in choices:
+            raise ConfigError(f'{entry.name}: "{value}" is not one of {", ".join(choices)}')
+        low, high = entry.metadata['range']
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            unit = entry.metadata['unit']
+            raise ConfigError(f'{entry.name}: {value} is outside [{low}, {high}] {unit}'.rstrip())
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """How one image is turned into a motion."""
+
+    weights: str = setting('compact', 'name of shipped weights or path to a .safetensors file')
+    device: str = setting('auto', 'where the network runs', one_of=('auto', 'cpu', 'cuda'))
+    threads: int = setting(0, 'CPU threads of the network; 0 leaves the choice to torch',
+                           low=0, high=256)
+    working_size: int = setting(
+        320, 'longer side of the undistorted image that the network sees', unit='px',
+        low=128, high=1280)
+    scene_depth: float = setting(
+        2.0, 'assumed distance of the scene, which scales the linear velocity', unit='m',
+        low=0.05, high=1000.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How images in time order are joined into a signed motion."""
+
+    max_gap: float = setting(
+        0.5, 'longest time between frames that are still related to each other', unit='s',
+        low=0.01, high=10.0)
+    unresolved_sign: str = setting(
+        'predict', 'frames whose sign stays open: publish the prediction, or nothing',
+        one_of=('predict', 'drop'))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What the node `visual_imu` listens to and publishes."""
+
+    image_transport: str = setting('raw', 'image topic: raw Image or CompressedImage',
+                                   one_of=('raw', 'compressed'))
+    exposure_time: float = setting(
+        0.0, 'exposure time when no per-frame topic tells it; 0 means unknown', unit='s',
+        low=0.0, high=1.0, read_only=False)
+    use_exposure_topic: bool = setting(
+        False, 'take each frame\'s exposure from the topic exposure_time (ExposureTime)')
+    readout_time: float = setting(
+        0.0, 'time from the first to the last row of a rolling shutter; 0 for global', unit='s',
+        low=0.0, high=0.2, read_only=False)
+    stamp_reference: str = setting(
+        'start', 'moment of the exposure that the image stamps mark',
+        one_of=('start', 'middle', 'end'), read_only=False)
+    max_latency: float = setting(
+        0.5, 'frames older than this on arrival are dropped; 0 keeps all', unit='s',
+        low=0.0, high=60.0, read_only=False)
+    output_frame: str = setting(
+        '', 'frame of the published vectors; empty for the image\'s own optical frame')
+    publish_twist: bool = setting(True, 'publish ~/twist', read_only=False)
+    diagnostics_period: float = setting(1.0, 'time between diagnostics', unit='s',
+                                        low=0.1, high=60.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class VisualImuConfig:
+    """Everything the node and the offline tools can be told, by section."""
+
+    estimator: EstimatorConfig = EstimatorConfig()
+    stream: StreamConfig = StreamConfig()
+    node: NodeConfig = NodeConfig()
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """
+    Build a config (nested dataclasses included) from plain values.
+
+    :raises ConfigError: if a key is unknown or a value is of the wrong type or out of range
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f'{kind.__name__}: expected keys and values, got {values!r}')
+    known = {entry.name: entry for entry in dataclasses.fields(kind)}
+    unknown = set(values) - set(known)
+    if unknown:
+        raise ConfigError(f'unknown setting "{sorted(map(str, unknown))[0]}"; '
+                          f'known here: {", ".join(known)}')
+    built = {}
+    for name, value in values.items():
+        default = known[name].default
+        nested = dataclasses.is_dataclass(default)
+        built[name] = from_dict(type(default), value) if nested else value
+    return kind(**built)
+
+
+def load(kind: type[Config], path: Path | None = None, overrides: tuple[str, ...] = ()) -> Config:
+    """
+    Read a config: defaults, then the YAML file, then `section.key=value` overrides.
+
+    :raises ConfigError: if the file cannot be read or a setting is unknown or out of range
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f'cannot read config {path}: {error}') from error
+    for override in overrides:
+        key, separator, text = override.partition('=')
+        if not separator:
+            raise ConfigError(f'override "{override}" is not of the form key=value')
+        target = values
+        *sections, name = key.split('.')
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = yaml.safe_load(text)
+    return from_dict(kind, values)
