@@ -1,0 +1,37 @@
+# Everything runs in .venv of this checkout, which `make install` makes or brings up to date.
+
+PYTHON ?= python3
+SOURCE ?=
+TEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := CMakeLists.txt package.xml pyproject.toml setup.py \
+  $(shell find config image_as_imu_ros launch msg scripts -type f -not -name '*.pyc')
+
+.PHONY: install test demo lint
+
+install: $(VENV)/.package
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# ROS first: setup.py builds the messages when it finds rosidl in the environment.
+$(VENV)/.ros: requirements-ros.txt | $(BIN)/python
+	$(BIN)/pip install --requirement requirements-ros.txt
+	touch $@
+
+$(VENV)/.package: $(VENV)/.ros requirements-test.txt $(SOURCES)
+	$(BIN)/pip install '.[ros,test]'
+	touch $@
+
+# The tests see the sources of the checkout, and the messages of the installed package.
+test: install
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+demo: install
+	$(BIN)/image-as-imu demo $(if $(SOURCE),--source '$(SOURCE)') --output demo $(DEMO_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
