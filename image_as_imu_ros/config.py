@@ -117,6 +117,34 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """How the compact network is trained on synthetic blur."""
+
+    crops: int = setting(400_000, 'training images in all; the schedule is laid over them', low=1)
+    batch: int = setting(32, 'images per step', low=1, high=4096)
+    width: int = setting(160, 'image width, a multiple of 32', unit='px', low=64, high=1024)
+    height: int = setting(128, 'image height, a multiple of 32', unit='px', low=64, high=1024)
+    learning_rate: float = setting(2e-3, 'peak of the schedule', low=0.0, high=1.0)
+    weight_decay: float = setting(0.02, 'of AdamW', low=0.0, high=1.0)
+    warmup: float = setting(0.01, 'share of the crops over which the rate rises',
+                            low=0.0, high=1.0)
+    decay: float = setting(0.35, 'share of the crops, at the end, over which the rate falls to 0',
+                           low=0.0, high=1.0)
+    ema_crops: float = setting(6400.0, 'time constant of the averaged weights, in crops',
+                               low=1.0, high=1e9)
+    procedural: float = setting(0.3, 'share of drawn textures, the rest being photographs',
+                                low=0.0, high=1.0)
+    validation: int = setting(256, 'held-out images scored at each checkpoint', low=1)
+    checkpoint_minutes: float = setting(5.0, 'time between checkpoints', unit='min',
+                                        low=0.01, high=1e4)
+    workers: int = setting(2, 'processes that synthesize', low=0, high=256)
+    seed: int = setting(1, 'of everything random', low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class VisualImuConfig:
     """Everything the node and the offline tools can be told, by section."""
 

@@ -1,0 +1,30 @@
+"""`image-as-imu train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from image_as_imu_ros.config import TrainingConfig, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument('output', type=Path, help='run folder; resumed where it holds a checkpoint')
+    parser.add_argument('--assets', type=Path,
+                        help='folder of photographs and panoramas (default: drawn textures alone)')
+    parser.add_argument('--config', type=Path, help='YAML file of training settings')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='override one training setting')
+    parser.add_argument('--max-minutes', type=float, help='stop with a checkpoint after this time')
+    parser.add_argument('--init', type=Path, help='take the weights of another run\'s checkpoint')
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, or go on training."""
+    from image_as_imu_ros.training.train import train
+    config = load(TrainingConfig, arguments.config, tuple(arguments.set))
+    loss = train(config, arguments.output, arguments.assets, arguments.max_minutes,
+                 arguments.init, arguments.device)
+    print(f'validation loss {loss:.4f} nats per cell; checkpoint in {arguments.output}')

@@ -1,0 +1,1 @@
+"""Networks, their fixed front end and their weights."""
