@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt package.xml pyproject.toml setup.py \
   $(shell find config image_as_imu_ros launch msg scripts -type f -not -name '*.pyc')
 
-.PHONY: install test demo lint
+.PHONY: install test demo lint config
 
 install: $(VENV)/.package
 
@@ -35,3 +35,8 @@ demo: install
 
 lint: install
 	$(BIN)/ruff check .
+
+# After a change of image_as_imu_ros/config.py.
+config:
+	$(BIN)/python -c 'from image_as_imu_ros.config import ros_yaml; print(ros_yaml(), end="")' \
+	  > config/visual_imu.yaml

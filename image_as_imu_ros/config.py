@@ -7,7 +7,9 @@ are all generated from the fields' metadata.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,6 +113,8 @@ class NodeConfig:
     publish_twist: bool = setting(True, 'publish ~/twist', read_only=False)
     diagnostics_period: float = setting(1.0, 'time between diagnostics', unit='s',
                                         low=0.1, high=60.0)
+    autostart: bool = setting(
+        False, 'configure and activate at start, where no launch file or manager does it')
 
     def __post_init__(self) -> None:
         check(self)
@@ -196,3 +200,72 @@ def load(kind: type[Config], path: Path | None = None, overrides: tuple[str, ...
             target = target.setdefault(section, {})
         target[name] = yaml.safe_load(text)
     return from_dict(kind, values)
+
+
+def ros_parameters() -> Iterator[tuple[str, str, dataclasses.Field]]:
+    """The node's settings as (name of the ROS parameter, section, field); `node` has no prefix."""
+    for section in dataclasses.fields(VisualImuConfig):
+        prefix = '' if section.name == 'node' else f'{section.name}.'
+        for entry in dataclasses.fields(section.default):
+            yield prefix + entry.name, section.name, entry
+
+
+def ros_parameter_from_text(name: str, text: str) -> Any:
+    """
+    Value of a ROS parameter as typed on a command line, of the parameter's type.
+
+    :raises ConfigError: if the parameter is unknown or the value is of the wrong type or out of
+        range
+    """
+    known = {key: (section, entry) for key, section, entry in ros_parameters()}
+    if name not in known:
+        raise ConfigError(f'unknown parameter "{name}"; known are: {", ".join(known)}')
+    section, entry = known[name]
+    value = text
+    if not isinstance(entry.default, str):
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(text)
+    if isinstance(entry.default, float):
+        with contextlib.suppress(ValueError):
+            value = float(text)
+    config = from_dict(VisualImuConfig, {section: {entry.name: value}})
+    return getattr(getattr(config, section), entry.name)
+
+
+def describe(entry: dataclasses.Field) -> str:
+    """One line on a setting: what it is, its unit and what it may be."""
+    text = entry.metadata['description']
+    low, high = entry.metadata['range']
+    if entry.metadata['unit']:
+        text += f' [{entry.metadata["unit"]}]'
+    if entry.metadata['one_of']:
+        text += f'; {", ".join(entry.metadata["one_of"])}'
+    if low is not None and high is not None:
+        text += f'; {low:g} to {high:g}'
+    return text
+
+
+def ros_yaml() -> str:
+    """ROS parameter file with every default, commented: the content of config/visual_imu.yaml."""
+    lines = [
+        '# Every parameter of the node visual_imu with its default, written by `make config`.',
+        '# Those marked (fixed) can be set when the node starts, not while it runs.',
+        '/**:', '  ros__parameters:']
+    sections = sorted(dataclasses.fields(VisualImuConfig), key=lambda entry: entry.name != 'node')
+    for section in sections:
+        indent = ' ' * 4
+        if section.name != 'node':
+            lines += ['', f'{indent}{section.name}:']
+            indent += '  '
+        for entry in dataclasses.fields(section.default):
+            fixed = ' (fixed)' if entry.metadata['read_only'] else ''
+            value = yaml.safe_dump({entry.name: entry.default}, default_flow_style=False).strip()
+            lines += [f'{indent}# {describe(entry)}{fixed}', f'{indent}{value}']
+    return '\n'.join(lines) + '\n'
+
+
+def parameter_table() -> str:
+    """Markdown table of every ROS parameter, for the README."""
+    rows = [f'| `{name}` | `{entry.default!r}` | {describe(entry)} |'
+            for name, _, entry in ros_parameters()]
+    return '\n'.join(['| parameter | default | meaning |', '| --- | --- | --- |', *rows]) + '\n'
