@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from image_as_imu_ros.model.displacement_bins import BINS
 
@@ -106,7 +108,7 @@ class CompactNetwork(nn.Module):
         """
         Predict the displacement over the exposure.
 
-        :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 32
+        :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
         :returns: logits of the bins, (B, BINS, H / 8, W / 8)
         """
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
@@ -115,6 +117,16 @@ class CompactNetwork(nn.Module):
         f8 = self.stage8(f4)
         f16 = self.stage16(f8)
         f32 = self.stage32(f16)
-        f16 = self.up16(torch.cat([functional.interpolate(f32, scale_factor=2), f16], dim=1))
-        f8 = self.up8(torch.cat([functional.interpolate(f16, scale_factor=2), f8], dim=1))
+        f16 = self.up16(torch.cat([functional.interpolate(f32, size=f16.shape[-2:]), f16], dim=1))
+        f8 = self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
         return self.head(f8)
+
+    def fused(self) -> CompactNetwork:
+        """The same function with batch norms folded into the convolutions, for inference."""
+        network = copy.deepcopy(self).eval()
+        for module in list(network.modules()):
+            if isinstance(module, nn.Sequential) and len(module) > 1 \
+                    and isinstance(module[0], nn.Conv2d) and isinstance(module[1], nn.BatchNorm2d):
+                module[0] = fuse_conv_bn_eval(module[0], module[1])
+                module[1] = nn.Identity()
+        return network

@@ -85,7 +85,9 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
 
     loader = DataLoader(CropBatches(config, assets, crops), batch_size=None,
                         num_workers=config.workers,
-                        prefetch_factor=6 if config.workers else None)
+                        prefetch_factor=6 if config.workers else None,
+                        # OpenCV's threads do not survive a fork
+                        multiprocessing_context='spawn' if config.workers else None)
     factory = CropFactory(config, assets, held_out=True)
     held_out = [collate([factory.crop(i) for i in range(first, min(first + config.batch,
                                                                    config.validation))])

@@ -1,0 +1,37 @@
+"""`image-as-imu weights`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    actions = parser.add_subparsers(dest='action', required=True)
+    actions.add_parser('list', help='shipped weights with licence and metrics')
+    actions.add_parser('verify', help='check every shipped file against its sha256')
+    export = actions.add_parser('export', help='turn a training checkpoint into weights')
+    export.add_argument('checkpoint', type=Path)
+    export.add_argument('output', type=Path, help='.safetensors file to write')
+    export.add_argument('--note', action='append', default=[], metavar='KEY=VALUE',
+                        help='text to store in the file, such as licence=MIT')
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """List, verify or export."""
+    from image_as_imu_ros.model import weights
+    if arguments.action == 'export':
+        from image_as_imu_ros.training.train import read_checkpoint
+        state = read_checkpoint(arguments.checkpoint)
+        notes = dict(note.split('=', 1) for note in arguments.note)
+        digest = weights.export_weights(state['average'], arguments.output, {
+            'crops': str(state['crops']), 'config': json.dumps(state['config']),
+            'validation_loss': f'{state["validation_loss"]:.4f}', **notes})
+        print(f'{arguments.output}: sha256 {digest}')
+        return
+    for name in weights.shipped_names():
+        digest = weights.verify(name)
+        print(f'{name}: {digest}' if arguments.action == 'verify'
+              else f'{name}: {json.dumps(weights.description(name))}')

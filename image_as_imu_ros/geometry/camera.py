@@ -1,0 +1,72 @@
+"""From any calibrated image to the small undistorted one that the network sees."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from image_as_imu_ros.types import CameraIntrinsics
+
+SIZE_MULTIPLE_PX = 8
+
+
+class WorkingCamera:
+    """
+    Reduces, undistorts and crops the images of one camera to a pinhole image of working size.
+
+    The longer side becomes at most `working_size_px`; both sides are cropped about the centre to
+    multiples of 8 px. Angular resolution at the centre is kept by undistortion, so that what a
+    wide lens sees beyond the working image is left out.
+
+    :param intrinsics: of the camera's own images
+    """
+
+    def __init__(self, intrinsics: CameraIntrinsics, working_size_px: int) -> None:
+        self.source = intrinsics
+        scale = min(1.0, working_size_px / max(intrinsics.width_px, intrinsics.height_px))
+        reduced = intrinsics.resized(max(SIZE_MULTIPLE_PX, round(intrinsics.width_px * scale)),
+                                     max(SIZE_MULTIPLE_PX, round(intrinsics.height_px * scale)))
+        self._reduced_size = (reduced.width_px, reduced.height_px)
+        width, height = (side - side % SIZE_MULTIPLE_PX for side in self._reduced_size)
+        self._left, self._top = ((reduced.width_px - width) // 2,
+                                 (reduced.height_px - height) // 2)
+        self.intrinsics = CameraIntrinsics(
+            width, height, reduced.fx_px, reduced.fy_px, reduced.cx_px - self._left,
+            reduced.cy_px - self._top)
+        self._map = None
+        if any(intrinsics.distortion):
+            self._map = self._undistortion(reduced)
+
+    def _undistortion(self, reduced: CameraIntrinsics) -> tuple[np.ndarray, np.ndarray]:
+        size = (self.intrinsics.width_px, self.intrinsics.height_px)
+        coefficients = np.array(reduced.distortion)
+        if reduced.distortion_model == 'equidistant':
+            return cv2.fisheye.initUndistortRectifyMap(
+                reduced.matrix, coefficients, np.eye(3), self.intrinsics.matrix, size,
+                cv2.CV_32FC1)
+        return cv2.initUndistortRectifyMap(reduced.matrix, coefficients, None,
+                                           self.intrinsics.matrix, size, cv2.CV_32FC1)
+
+    def working_image(self, image: np.ndarray) -> np.ndarray:
+        """
+        Make the working image.
+
+        :param image: (H, W) gray or (H, W, 3) RGB, uint8 or uint16, of the source camera
+        :returns: (h, w) float32 gray, 0 to 1, as the camera encodes it
+        """
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+        if (gray.shape[1], gray.shape[0]) != self._reduced_size:
+            gray = cv2.resize(gray, self._reduced_size, interpolation=cv2.INTER_AREA)
+        if self._map is not None:
+            gray = cv2.remap(gray, *self._map, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        else:
+            gray = gray[self._top:self._top + self.intrinsics.height_px,
+                        self._left:self._left + self.intrinsics.width_px]
+        return gray.astype(np.float32) / _white_level(gray)
+
+
+def _white_level(gray: np.ndarray) -> float:
+    """Full scale: 255, or the power of two that holds a 9 to 16 bit image."""
+    if gray.dtype == np.uint8:
+        return 255.0
+    return float(2 ** max(8, int(gray.max()).bit_length()) - 1)
