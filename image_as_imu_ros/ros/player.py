@@ -1,0 +1,218 @@
+"""Plays a rosbag2 over DDS in real time, where no `ros2 bag` is installed."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import os
+import struct
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rclpy
+from rclpy.context import Context
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection, QosDurability
+from rosgraph_msgs.msg import Clock
+from tqdm import tqdm
+
+from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
+from image_as_imu_ros.evaluation.sources.rosbag import (
+    COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, _reading)
+
+LARGE_IMAGES_PROFILE = Path(__file__).with_name('fastdds_large_images.xml')
+"""Fast DDS profile whose shared-memory segment has room for images."""
+
+QUEUE_DEPTH = 50
+LATCHED_QUEUE_DEPTH = 1000
+CLOCK_PERIOD_S = 0.01
+POLL_PERIOD_S = 0.05
+SETTLING_S = 0.5
+"""From the discovery of one subscription of a node to that of its others."""
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """
+    How a bag is played.
+
+    `rate` is the speed, 1 as recorded. With `restamp`, header stamps are shifted as though the
+    recording happened now; otherwise messages go out unchanged. `clock` publishes `/clock` in
+    recorded time, for nodes with `use_sim_time`. `wait_for_subscribers_s` is how long to wait
+    for someone to subscribe to the images before the first message; 0 does not wait.
+
+    :raises ConfigError: if the rate or the waiting time is out of range
+    """
+
+    rate: float = 1.0
+    loop: bool = False
+    restamp: bool = False
+    clock: bool = False
+    wait_for_subscribers_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.rate <= 100:
+            raise ConfigError(f'rate {self.rate} is outside [0.01, 100]')
+        if not 0 <= self.wait_for_subscribers_s <= 3600:
+            raise ConfigError(
+                f'waiting time {self.wait_for_subscribers_s} s is outside [0, 3600] s')
+
+
+@dataclass
+class PlayStatistics:
+    """What has been published, and how late."""
+
+    messages: int = 0
+    worst_lag_s: float = 0.0
+    """Longest time from when a message was due until DDS had taken it."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A topic of the bag, its publisher, and whether its messages begin with a header."""
+
+    connection: Connection
+    publisher: Publisher
+    has_header: bool
+
+
+def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
+    """
+    Publish the messages of a bag at the pace of their times in the bag.
+
+    Messages travel as the bytes that they are stored as. Types that are not installed are left
+    out with a warning.
+
+    :param bag: rosbag2 folder (sqlite3 or MCAP), or a single .mcap or .db3 file
+    :param statistics: brought up to date with each message
+    :raises DataFormatError: if the bag cannot be read or holds nothing that can be published
+    :raises SynchronizationError: if no one subscribes in time
+    """
+    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
+    with _reading(bag) as reader:
+        context = Context()  # not the default one, whose signal handlers would swallow Ctrl-C
+        rclpy.init(context=context)
+        try:
+            node = rclpy.create_node('bag_player', context=context)
+            Player(node, reader, options, statistics).run()
+        finally:
+            context.try_shutdown()
+
+
+class Player:
+    """Publishers of a node for the topics of an open bag."""
+
+    def __init__(self, node: Node, reader: AnyReader, options: PlayOptions,
+                 statistics: PlayStatistics) -> None:
+        self._node = node
+        self._reader = reader
+        self._options = options
+        self._statistics = statistics
+        self._channels: dict[int, Channel] = {}
+        for connection in reader.connections:
+            self._advertise(connection)
+        if not self._channels:
+            raise DataFormatError('the bag has no topic of an installed type; '
+                                  'install or source the packages of its types')
+        self._clock = node.create_publisher(Clock, '/clock', 1) if options.clock else None
+
+    def run(self) -> None:
+        """Play to the end, or again and again until interrupted."""
+        if self._options.wait_for_subscribers_s:
+            self._wait_for_subscribers()
+        while True:
+            self._play_once()
+            if not self._options.loop:
+                break
+        for channel in self._channels.values():
+            channel.publisher.wait_for_all_acked(Duration(seconds=1))
+
+    def _advertise(self, connection: Connection) -> None:
+        package, _, name = connection.msgtype.split('/')
+        try:
+            kind = getattr(importlib.import_module(f'{package}.msg'), name)
+        except (ImportError, AttributeError):
+            logger.warning('%s is left out: its type %s is not installed',
+                           connection.topic, connection.msgtype)
+            return
+        latched = connection.topic == '/tf_static' or any(
+            qos.durability == QosDurability.TRANSIENT_LOCAL
+            for qos in connection.ext.offered_qos_profiles)
+        qos = QoSProfile(depth=QUEUE_DEPTH)
+        if latched:
+            qos = QoSProfile(depth=LATCHED_QUEUE_DEPTH,
+                             durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        fields = kind.get_fields_and_field_types()
+        self._channels[connection.id] = Channel(
+            connection, self._node.create_publisher(kind, connection.topic, qos),
+            has_header=next(iter(fields.values()), None) == 'std_msgs/Header')
+
+    def _wait_for_subscribers(self) -> None:
+        images = [channel for channel in self._channels.values()
+                  if channel.connection.msgtype in (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE)]
+        awaited = images or list(self._channels.values())
+        limit_s = self._options.wait_for_subscribers_s
+        end_s = time.monotonic() + limit_s
+        while not any(channel.publisher.get_subscription_count() for channel in awaited):
+            if time.monotonic() > end_s:
+                topics = ' or '.join(channel.connection.topic for channel in awaited)
+                raise SynchronizationError(
+                    f'no one subscribed to {topics} within {limit_s} s; is the subscriber '
+                    'running, with the same ROS_DOMAIN_ID?')
+            time.sleep(POLL_PERIOD_S)
+        time.sleep(SETTLING_S)
+
+    def _play_once(self) -> None:
+        messages = self._reader.messages(
+            [channel.connection for channel in self._channels.values()])
+        first = next(messages, None)  # opens the files, before the clock starts to run
+        if first is None:
+            raise DataFormatError('the bag has no messages')
+        recorded_s = round((self._reader.end_time - first[1]) * 1e-9, 2)
+        with tqdm(total=recorded_s, desc='playing', unit='s',
+                  bar_format='{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s') as progress:
+            begin_ns, begin_wall_ns, begin_recorded_ns = (
+                time.monotonic_ns(), time.time_ns(), first[1])
+            for connection, recorded_ns, data in itertools.chain([first], messages):
+                since_begin_ns = recorded_ns - begin_recorded_ns
+                due_ns = begin_ns + round(since_begin_ns / self._options.rate)
+                self._sleep_until(due_ns, recorded_ns)
+                channel = self._channels[connection.id]
+                if self._options.restamp and channel.has_header:
+                    data = self._restamped(data, begin_recorded_ns, begin_wall_ns)
+                channel.publisher.publish(data)
+                lag_s = (time.monotonic_ns() - due_ns) * 1e-9
+                self._statistics.messages += 1
+                self._statistics.worst_lag_s = max(self._statistics.worst_lag_s, lag_s)
+                progress.update(since_begin_ns * 1e-9 - progress.n)
+
+    def _sleep_until(self, due_ns: int, recorded_ns: int) -> None:
+        """Sleep, with the clock ticking on towards the recorded time of what is due."""
+        while True:
+            left_s = (due_ns - time.monotonic_ns()) * 1e-9
+            if self._clock is not None:
+                now_ns = recorded_ns - round(max(left_s, 0) * 1e9 * self._options.rate)
+                tick = Clock()
+                tick.clock.sec, tick.clock.nanosec = divmod(now_ns, 10**9)
+                self._clock.publish(tick)
+            if left_s <= 0:
+                return
+            time.sleep(left_s if self._clock is None else min(left_s, CLOCK_PERIOD_S))
+
+    def _restamped(self, data: bytes, begin_recorded_ns: int, begin_wall_ns: int) -> bytes:
+        """Shift the stamp at the start of a serialized message from recorded to present time."""
+        # CDR: four bytes of preamble, whose second tells the byte order, then the header's stamp.
+        layout = '<iI' if data[1] & 1 else '>iI'
+        seconds, nanoseconds = struct.unpack_from(layout, data, 4)
+        since_begin_ns = seconds * 10**9 + nanoseconds - begin_recorded_ns
+        stamp_ns = begin_wall_ns + round(since_begin_ns / self._options.rate)
+        return data[:4] + struct.pack(layout, *divmod(stamp_ns, 10**9)) + data[12:]
