@@ -1,0 +1,1 @@
+"""Scores of estimated motion against a gyroscope: sources, metrics, reports, benchmark."""

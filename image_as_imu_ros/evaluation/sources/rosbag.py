@@ -1,0 +1,272 @@
+"""Rosbag2 recordings (sqlite3 or MCAP), read without ROS."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import Connection
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+from scipy.spatial.transform import Rotation
+
+from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
+from image_as_imu_ros.evaluation.sources.recording import (
+    FrameRecord, Gyroscope, Recording, RecordingOptions, StoredImage, Stream, finite_gyroscope,
+    mid_exposure_ns)
+from image_as_imu_ros.image_decoding import decode_compressed, decode_image
+from image_as_imu_ros.ros.conversions import intrinsics_from_msg, stamp_to_ns
+from image_as_imu_ros.types import CameraIntrinsics
+
+IMAGE_TYPE = 'sensor_msgs/msg/Image'
+COMPRESSED_IMAGE_TYPE = 'sensor_msgs/msg/CompressedImage'
+CAMERA_INFO_TYPE = 'sensor_msgs/msg/CameraInfo'
+IMU_TYPE = 'sensor_msgs/msg/Imu'
+TF_TYPE = 'tf2_msgs/msg/TFMessage'
+EXPOSURE_TYPE = 'image_as_imu_ros/msg/ExposureTime'
+EXPOSURE_DEFINITION = 'std_msgs/Header header\nfloat64 exposure_time\nfloat64 readout_time\n'
+"""Fields of msg/ExposureTime.msg, for where the generated message is not installed."""
+
+_READ_ERRORS = (AnyReaderError, OSError, ValueError, KeyError, IndexError, AssertionError,
+                struct.error)
+
+
+def typestore() -> Typestore:
+    """Message types of ROS 2 and this package's ExposureTime."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    store.register(get_types_from_msg(EXPOSURE_DEFINITION, EXPOSURE_TYPE))
+    return store
+
+
+def open_rosbag(source: Path, options: RecordingOptions) -> Recording:
+    """
+    Open a rosbag2: a folder with metadata.yaml, or a single .mcap or .db3 file.
+
+    Topics are found by their types; where there are several, the options must name one.
+
+    :raises DataFormatError: if the bag cannot be read, or images, camera info, gyroscope or the
+        rotation between the two are missing or ambiguous
+    :raises SynchronizationError: if stamps go backwards or repeat
+    """
+    with _reading(source) as reader:
+        images = _image_connections(reader, source, options)
+        imu = _connection(reader, source, IMU_TYPE, options.imu_topic, '--imu-topic')
+        exposure = _exposure_connection(reader, options)
+        skipped: dict[str, int] = {}
+        gyroscope, imu_frame = _read_gyroscope(reader, imu, skipped)
+        exposures = _read_exposures(reader, exposure) if exposure else {}
+        rotations = _read_static_rotations(reader)
+        streams = tuple(
+            _open_stream(reader, source, image, exposures, rotations, imu_frame, options, skipped)
+            for image in images)
+    assumptions = [f'image stamps mark the {options.stamp_reference} of the exposure']
+    if exposure is None and options.exposure_time_s is not None:
+        assumptions.append(f'exposure time {options.exposure_time_s} s: '
+                           'the bag has no ExposureTime topic')
+    return Recording(source, 'rosbag', 'full', streams, gyroscope, tuple(assumptions), skipped)
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[AnyReader]:
+    """Open a bag; whatever is wrong with its bytes becomes a DataFormatError."""
+    try:
+        with AnyReader([source], default_typestore=typestore()) as reader:
+            yield reader
+    except _READ_ERRORS as error:
+        raise DataFormatError(
+            f'cannot read bag {source}: {error or type(error).__name__}; is it truncated? '
+            'Try `ros2 bag reindex`') from error
+
+
+def _image_connections(reader: AnyReader, source: Path,
+                       options: RecordingOptions) -> list[Connection]:
+    """Find the image topics that the options select; one, unless a glob selects several."""
+    if options.image_topic:
+        return [_connection(reader, source, (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE),
+                            options.image_topic, '--image-topic')]
+    found = [connection for connection in reader.connections
+             if connection.msgtype in (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE)
+             and connection.msgcount > 0]
+    if not found:
+        raise DataFormatError(f'bag {source} has no images: none of its topics is a '
+                              f'sensor_msgs Image or CompressedImage; {_topics(reader)}')
+    if options.camera:
+        chosen = [connection for connection in found
+                  if fnmatchcase(connection.topic, options.camera)]
+        if not chosen:
+            raise ConfigError(f'no image topic of {source} matches "{options.camera}"; '
+                              f'there are: {", ".join(c.topic for c in found)}')
+        return chosen
+    if len(found) > 1:
+        raise DataFormatError(f'bag {source} has several image topics: '
+                              f'{", ".join(c.topic for c in found)}; choose by --image-topic')
+    return found
+
+
+def _connection(reader: AnyReader, source: Path, msgtypes: str | tuple[str, ...],
+                topic: str | None, option: str) -> Connection:
+    """Find the one topic of a type, or the named one."""
+    msgtypes = (msgtypes,) if isinstance(msgtypes, str) else msgtypes
+    found = [connection for connection in reader.connections
+             if connection.msgtype in msgtypes and topic in (None, connection.topic)]
+    if not found:
+        wanted = f'topic {topic} of type ' if topic else 'topic of type '
+        raise DataFormatError(f'bag {source} has no {wanted}{" or ".join(msgtypes)}; '
+                              f'{_topics(reader)}')
+    if len({connection.topic for connection in found}) > 1:
+        raise DataFormatError(f'bag {source} has several topics of type {msgtypes[0]}: '
+                              f'{", ".join(c.topic for c in found)}; choose by {option}')
+    return found[0]
+
+
+def _topics(reader: AnyReader) -> str:
+    return 'its topics are: ' + (
+        ', '.join(f'{c.topic} ({c.msgtype})' for c in reader.connections) or 'none')
+
+
+def _exposure_connection(reader: AnyReader, options: RecordingOptions) -> Connection | None:
+    present = any(connection.msgtype == EXPOSURE_TYPE for connection in reader.connections)
+    if not present and options.exposure_topic is None:
+        return None
+    return _connection(reader, reader.paths[0], EXPOSURE_TYPE, options.exposure_topic,
+                       '--exposure-topic')
+
+
+def _messages(reader: AnyReader, connection: Connection) -> Iterator[Any]:
+    """Deserialised messages of one topic."""
+    for _, _, data in reader.messages([connection]):
+        yield reader.deserialize(data, connection.msgtype)
+
+
+def _read_gyroscope(reader: AnyReader, connection: Connection,
+                    skipped: dict[str, int]) -> tuple[Gyroscope, str]:
+    """Read the gyroscope of an Imu topic and the name of its frame."""
+    stamps_ns, rates, frame = [], [], ''
+    for message in _messages(reader, connection):
+        if message.angular_velocity_covariance[0] == -1.0:
+            raise DataFormatError(f'{connection.topic} says that it has no angular velocity '
+                                  '(covariance[0] is -1); choose another by --imu-topic')
+        rate = message.angular_velocity
+        stamps_ns.append(stamp_to_ns(message.header.stamp))
+        rates.append((rate.x, rate.y, rate.z))
+        frame = message.header.frame_id
+    return finite_gyroscope(np.array(stamps_ns, dtype=np.int64),
+                            np.array(rates, dtype=float).reshape(-1, 3), skipped), frame
+
+
+def _read_exposures(reader: AnyReader, connection: Connection) -> dict[int, tuple[float, float]]:
+    """Exposure and readout times, s, by the stamp of the image that they belong to."""
+    return {stamp_to_ns(message.header.stamp): (message.exposure_time, message.readout_time)
+            for message in _messages(reader, connection)}
+
+
+def _read_static_rotations(reader: AnyReader) -> dict[str, dict[str, np.ndarray]]:
+    """Rotations R_a_b of neighbouring frames on /tf_static: graph[a][b]."""
+    graph: dict[str, dict[str, np.ndarray]] = {}
+    for connection in reader.connections:
+        if connection.msgtype != TF_TYPE or not connection.topic.endswith('tf_static'):
+            continue
+        for message in _messages(reader, connection):
+            for transform in message.transforms:
+                q = transform.transform.rotation
+                R_parent_child = Rotation.from_quat([q.x, q.y, q.z, q.w]).as_matrix()
+                parent, child = transform.header.frame_id, transform.child_frame_id
+                graph.setdefault(parent, {})[child] = R_parent_child
+                graph.setdefault(child, {})[parent] = R_parent_child.T
+    return graph
+
+
+def _rotation_between(graph: dict[str, dict[str, np.ndarray]], target: str,
+                      source: str) -> np.ndarray | None:
+    """R_target_source along the static transforms; None if they do not connect the two."""
+    reached, queue = {target: np.eye(3)}, [target]
+    while queue and source not in reached:
+        frame = queue.pop(0)
+        for neighbour, rotation in graph.get(frame, {}).items():
+            if neighbour not in reached:
+                reached[neighbour] = reached[frame] @ rotation
+                queue.append(neighbour)
+    return reached.get(source)
+
+
+def _open_stream(reader: AnyReader, source: Path, image: Connection,
+                 exposures: dict[int, tuple[float, float]],
+                 rotations: dict[str, dict[str, np.ndarray]], imu_frame: str,
+                 options: RecordingOptions, skipped: dict[str, int]) -> Stream:
+    """Read an image topic's stamps, and what belongs to it from the other topics."""
+    stamps_ns = [_header_stamp_ns(data) for _, _, data in reader.messages([image])]
+    if 0 in stamps_ns:
+        raise DataFormatError(f'images on {image.topic} have zero stamps; '
+                              'the camera driver must stamp them')
+    intrinsics = _read_intrinsics(reader, source, image, options)
+    frame = next(_messages(reader, image)).header.frame_id
+    R_gyro_camera = options.R_gyro_camera
+    if R_gyro_camera is None and frame and imu_frame:
+        R_gyro_camera = _rotation_between(rotations, imu_frame, frame)
+    if R_gyro_camera is None:
+        raise DataFormatError(
+            f'bag {source} does not tell the rotation from camera frame "{frame}" to gyroscope '
+            f'frame "{imu_frame}" on /tf_static; give it by --R R00,R01,..,R22')
+
+    records = []
+    for stamp_ns in stamps_ns:
+        exposure_s, readout_s = exposures.get(stamp_ns, (options.exposure_time_s, 0.0))
+        records.append(FrameRecord(
+            mid_exposure_ns(stamp_ns, exposure_s, readout_s, options.stamp_reference),
+            intrinsics, exposure_s, readout_s))
+    if exposures and not any(stamp_ns in exposures for stamp_ns in stamps_ns):
+        skipped['exposure time has the stamp of no image'] = len(exposures)
+    return Stream(image.topic, tuple(records), lambda: _read_images(source, image.topic),
+                  R_gyro_camera)
+
+
+def _header_stamp_ns(data: bytes) -> int:
+    """Stamp of a CDR message that begins with a header, without reading the rest."""
+    byte_order = '<' if data[1] & 1 else '>'
+    seconds, nanoseconds = struct.unpack_from(f'{byte_order}iI', data, 4)
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def _read_intrinsics(reader: AnyReader, source: Path, image: Connection,
+                     options: RecordingOptions) -> CameraIntrinsics:
+    """Read the first camera info that belongs to an image topic."""
+    topic = options.camera_info_topic
+    if topic is None:
+        namespaces = [image.topic.rpartition('/')[0]]
+        if image.msgtype == COMPRESSED_IMAGE_TYPE:
+            namespaces.append(namespaces[0].rpartition('/')[0])
+        present = {connection.topic for connection in reader.connections
+                   if connection.msgtype == CAMERA_INFO_TYPE}
+        topic = next((f'{namespace}/camera_info' for namespace in namespaces
+                      if f'{namespace}/camera_info' in present), None)
+    connection = _connection(reader, source, CAMERA_INFO_TYPE, topic, '--camera-info-topic')
+    message = next(_messages(reader, connection), None)
+    if message is None:
+        raise DataFormatError(f'{connection.topic} in bag {source} has no message')
+    try:
+        return intrinsics_from_msg(message)
+    except InputError as error:
+        raise DataFormatError(f'{connection.topic} in bag {source}: {error}') from error
+
+
+def _read_images(source: Path, topic: str) -> Iterator[StoredImage]:
+    """Read the images of a topic one by one."""
+    with _reading(source) as reader:
+        connection = next(c for c in reader.connections if c.topic == topic)
+        for message in _messages(reader, connection):
+            yield _stored_image(message, connection.msgtype)
+
+
+def _stored_image(message: Any, msgtype: str) -> StoredImage:
+    if msgtype == COMPRESSED_IMAGE_TYPE:
+        data = bytes(message.data)
+        return StoredImage(lambda: decode_compressed(data), data, message.format)
+    return StoredImage(lambda: decode_image(
+        message.encoding, message.width, message.height, message.step,
+        bool(message.is_bigendian), message.data))
