@@ -1,0 +1,159 @@
+"""What happens to the images: counts, rates and latencies, as messages on /diagnostics."""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+WINDOW_S = 3.0
+"""Time over which rates and percentiles are taken and the level is judged."""
+
+WARN_DROPPED_SHARE = 0.1
+"""Share of dropped images in the window from which the status is a warning."""
+
+
+class DropCause(enum.Enum):
+    """Why an image was dropped."""
+
+    BUSY = 'busy'
+    LATE = 'late'
+    ZERO_STAMP = 'zero stamp'
+    OUT_OF_ORDER = 'out of order'
+    NO_FRAME_ID = 'no frame_id'
+    NO_CAMERA_INFO = 'no camera_info'
+    BAD_CAMERA_INFO = 'bad camera_info'
+    BAD_IMAGE = 'bad image'
+    BAD_EXPOSURE = 'bad exposure'
+    NO_TRANSFORM = 'no transform'
+    NOT_FINITE = 'estimate not finite'
+    INTERNAL = 'internal error'
+
+
+class Monitor:
+    """
+    Counters of one node, written by its threads and read for its diagnostics.
+
+    `facts` are further lines of the report (device, weights, ...), `failure` is why the last
+    transition was refused, and `active` tells whether images are expected.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, str] = {}
+        self.failure = ''
+        self.active = False
+        self._lock = threading.Lock()
+        self._received: deque[float] = deque()
+        self._dropped: deque[float] = deque()
+        self._estimated: deque[float] = deque()
+        self._published: deque[tuple[float, float, float]] = deque()
+        self._totals: Counter[str] = Counter(received=0, estimated=0, published=0)
+        self._restarts = 0
+        self._drops: Counter[DropCause] = Counter()
+        self._last_drop = ''
+
+    def received(self) -> None:
+        """Count an image that arrived."""
+        with self._lock:
+            self._totals['received'] += 1
+            self._received.append(time.monotonic())
+
+    def dropped(self, cause: DropCause, reason: str) -> None:
+        """Count an image that yields no estimate."""
+        with self._lock:
+            self._drops[cause] += 1
+            self._dropped.append(time.monotonic())
+            self._last_drop = f'{cause.value}: {reason}'
+
+    def estimated(self) -> None:
+        """Count an image whose motion was estimated."""
+        with self._lock:
+            self._totals['estimated'] += 1
+            self._estimated.append(time.monotonic())
+
+    def published(self, latency_s: float, processing_s: float) -> None:
+        """
+        Count an Imu message.
+
+        :param latency_s: from the image's stamp to the message, in the node's clock
+        :param processing_s: from the image's arrival to the message
+        """
+        with self._lock:
+            self._totals['published'] += 1
+            self._published.append((time.monotonic(), latency_s, processing_s))
+
+    def restarted(self) -> None:
+        """Count a jump back in time, at which the estimation starts anew."""
+        with self._lock:
+            self._restarts += 1
+
+    def report(self, node_name: str, stamp: Time) -> DiagnosticArray:
+        """Diagnostics of the last seconds."""
+        with self._lock:
+            self._forget_old()
+            level, message = self._judge()
+            values = self._values()
+        status = DiagnosticStatus(
+            level=level, name=f'{node_name}: visual gyroscope', message=message,
+            hardware_id=node_name,
+            values=[KeyValue(key=key, value=value) for key, value in values.items()])
+        return DiagnosticArray(header=Header(stamp=stamp), status=[status])
+
+    def _forget_old(self) -> None:
+        """Drop events that have left the window."""
+        start = time.monotonic() - WINDOW_S
+        for events in (self._received, self._dropped, self._estimated):
+            while events and events[0] < start:
+                events.popleft()
+        while self._published and self._published[0][0] < start:
+            self._published.popleft()
+
+    def _judge(self) -> tuple[bytes, str]:
+        """Level and one line."""
+        received, dropped = len(self._received), len(self._dropped)
+        if self.failure:
+            return DiagnosticStatus.ERROR, self.failure
+        if not self.active:
+            return DiagnosticStatus.STALE, 'not active'
+        if not received:
+            return DiagnosticStatus.STALE, 'no images arrive'
+        if not self._estimated and dropped:
+            return DiagnosticStatus.ERROR, f'every image is dropped; {self._last_drop}'
+        if self._estimated and not self._published:
+            return DiagnosticStatus.WARN, 'no image yields a motion with a known sign'
+        if dropped >= WARN_DROPPED_SHARE * received:
+            return (DiagnosticStatus.WARN,
+                    f'{dropped} of {received} images dropped; {self._last_drop}')
+        if self.facts.get('exposure source') == 'unknown':
+            return (DiagnosticStatus.WARN,
+                    'exposure unknown: set exposure_time or use_exposure_topic')
+        return DiagnosticStatus.OK, f'{len(self._published)} of {received} images measured'
+
+    def _values(self) -> dict[str, str]:
+        """Every line of the report."""
+        values = {
+            'input rate [Hz]': f'{rate_hz(self._received):.1f}',
+            'output rate [Hz]': f'{rate_hz([event[0] for event in self._published]):.1f}'}
+        if self._published:
+            times_ms = 1e3 * np.array(self._published)[:, 1:]
+            for name, column in zip(('latency', 'processing'), times_ms.T):
+                for percentile in (50, 95):
+                    values[f'{name} p{percentile} [ms]'] = (
+                        f'{np.percentile(column, percentile):.1f}')
+        values |= {f'images {name}': str(count) for name, count in self._totals.items()}
+        values['images dropped'] = str(sum(self._drops.values()))
+        values |= {f'dropped: {cause.value}': str(self._drops[cause]) for cause in DropCause}
+        values['time jumps'] = str(self._restarts)
+        return values | {'last drop': self._last_drop} | self.facts
+
+
+def rate_hz(times_s: Sequence[float]) -> float:
+    """Mean rate of events, 0 for fewer than two."""
+    return (len(times_s) - 1) / (times_s[-1] - times_s[0]) if len(times_s) > 1 else 0.0

@@ -1,0 +1,543 @@
+"""Lifecycle node `visual_imu`: images in, angular velocity out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TwistWithCovarianceStamped
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
+
+from image_as_imu_ros.config import NodeConfig, VisualImuConfig
+from image_as_imu_ros.errors import ConfigError, ImageAsImuError, InputError
+from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.msg import ExposureTime
+from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
+from image_as_imu_ros.ros import conversions
+from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
+from image_as_imu_ros.ros.parameters import declare_parameters, read_config
+from image_as_imu_ros.stream import StreamEstimator
+from image_as_imu_ros.types import CameraIntrinsics, Frame, MotionEstimate
+
+OUTPUT_DEPTH = 10
+COMPANION_DEPTH = 10
+"""Queue depth of camera_info and exposure_time; images have 1, so that the newest wins."""
+
+COMPANION_WAIT_S = 0.05
+"""How long an image waits for the camera_info and exposure that were sent along with it."""
+
+KEPT_EXPOSURES = 64
+
+INTERVAL_TOLERANCE = 1.1
+"""Exposures up to this many frame intervals pass: stamps jitter."""
+
+WARNING_PERIOD_S = 5.0
+"""Each cause of dropped frames is logged at most this often."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of glibc's mallopt."""
+
+EXPOSURE_SOURCES = {
+    MotionEstimateMsg.EXPOSURE_UNKNOWN: 'unknown',
+    MotionEstimateMsg.EXPOSURE_PARAMETER: 'parameter',
+    MotionEstimateMsg.EXPOSURE_TOPIC: 'topic',
+    MotionEstimateMsg.EXPOSURE_ESTIMATED: 'estimated',
+}
+
+
+class FrameDropped(Exception):
+    """One image yields no message."""
+
+    def __init__(self, cause: DropCause, reason: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
+
+
+@contextlib.contextmanager
+def dropping(cause: DropCause) -> Iterator[None]:
+    """Give an InputError of the block its cause."""
+    try:
+        yield
+    except InputError as error:
+        raise FrameDropped(cause, str(error)) from error
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image as it came from the wire."""
+
+    msg: Image | CompressedImage
+    stamp_ns: int
+    interval_s: float | None
+    """Since the stamp of the image before; None for the first one and after a jump."""
+    arrived_s: float
+    """On the monotonic clock."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Exposure of one image and where it is known from (EXPOSURE_ of MotionEstimate.msg)."""
+
+    time_s: float | None
+    readout_s: float
+    source: int
+
+
+class VisualImu(LifecycleNode):
+    """
+    Publishes the motion of the camera whose images it receives.
+
+    The executor's thread only takes messages; one worker thread estimates, always from the
+    newest image. An image that cannot be used is dropped, counted by cause in the diagnostics
+    and reported in a throttled warning.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__('visual_imu', **options)
+        self._monitor = Monitor()
+        self._gyroscope: VisualGyroscope | None = None
+        self._stream: StreamEstimator | None = None
+        self._transforms: Any = None
+        self._inputs: list[Any] = []
+        self._worker: threading.Thread | None = None
+        self._last_warning_s: dict[DropCause, float] = {}
+
+        # Shared with the worker, guarded by the condition.
+        self._condition = threading.Condition()
+        self._stopping = False
+        self._waiting: Arrival | None = None
+        self._camera_info: CameraInfo | None = None
+        self._exposures: dict[int, ExposureTime] = {}
+
+        self._newest_arrival_ns: int | None = None
+        self._newest_frame_ns: int | None = None
+
+        declare_parameters(self)
+        self._imu_publisher = self._publisher(Imu, '~/imu/data_raw')
+        self._twist_publisher = self._publisher(TwistWithCovarianceStamped, '~/twist')
+        self._motion_publisher = self._publisher(MotionEstimateMsg, '~/motion')
+        self._diagnostics_publisher = self.create_publisher(
+            DiagnosticArray, '/diagnostics', OUTPUT_DEPTH)
+        # Steady, so that a simulated clock that stands still does not silence them.
+        self.create_timer(
+            read_config(self).node.diagnostics_period, self._publish_diagnostics,
+            clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    # Transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the weights and warm up; refused with the reason in the log."""
+        config = read_config(self)
+        try:
+            if config.node.output_frame:
+                self._listen_to_transforms()
+            self._gyroscope = VisualGyroscope(config.estimator)
+            self._stream = StreamEstimator(self._gyroscope, config.stream)
+            warm_up(self._gyroscope)
+        except Exception as error:
+            self._free()
+            reason = one_line(error)
+            self._monitor.failure = f'configure refused: {reason}'
+            self.get_logger().error(f'cannot configure: {reason}')
+            if not isinstance(error, ImageAsImuError):
+                self.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.FAILURE
+        self._monitor.failure = ''
+        self._monitor.facts['weights'] = config.estimator.weights
+        self._monitor.facts['device'] = str(self._gyroscope.device)
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe and start the worker."""
+        config = read_config(self).node
+        self._stream.reset()
+        self._stopping = False
+        self._waiting = self._camera_info = None
+        self._newest_arrival_ns = self._newest_frame_ns = None
+        self._exposures.clear()
+        self._worker = threading.Thread(target=self._work, name='estimation', daemon=True)
+        self._worker.start()
+        self._subscribe(CameraInfo, 'camera_info', self._on_camera_info, COMPANION_DEPTH)
+        if config.use_exposure_topic:
+            self._subscribe(ExposureTime, 'exposure_time', self._on_exposure, COMPANION_DEPTH)
+        if config.image_transport == 'compressed':
+            topic = self.resolve_topic_name('image') + '/compressed'
+            self._subscribe(CompressedImage, topic, self._on_image, 1)
+        else:
+            self._subscribe(Image, 'image', self._on_image, 1)
+        self._monitor.active = True
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe; the weights stay loaded."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the weights."""
+        self._free()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free, from whatever state."""
+        self._stop()
+        self._free()
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        """Stop the worker, then destroy the node."""
+        self._stop()
+        super().destroy_node()
+
+    def _stop(self) -> None:
+        """Unsubscribe and end the worker after its present image."""
+        self._monitor.active = False
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs.clear()
+        if self._worker is not None:
+            with self._condition:
+                self._stopping = True
+                self._condition.notify_all()
+            self._worker.join(timeout=1.0)
+            self._worker = None
+
+    def _free(self) -> None:
+        """Let go of the weights."""
+        self._gyroscope = self._stream = self._transforms = None
+
+    def _publisher(self, kind: type, topic: str) -> Any:
+        """Lifecycle publisher with a sensor driver's QoS."""
+        return self.create_lifecycle_publisher(
+            kind, topic, OUTPUT_DEPTH,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable, depth: int) -> None:
+        """Subscription with the QoS of sensor data."""
+        qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._inputs.append(self.create_subscription(
+            kind, topic, callback, qos,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies()))
+
+    def _listen_to_transforms(self) -> None:
+        """
+        Follow TF.
+
+        :raises ConfigError: if tf2_ros is not installed
+        """
+        try:
+            from tf2_ros import Buffer, TransformListener
+        except ImportError as error:
+            raise ConfigError(
+                'output_frame needs tf2_ros, which is not installed; install it or leave '
+                'output_frame empty') from error
+        self._transforms = Buffer()
+        self._transform_listener = TransformListener(self._transforms, self)
+
+    # Arrival, in the executor's thread
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        with self._condition:
+            self._camera_info = msg
+            self._condition.notify()
+
+    def _on_exposure(self, msg: ExposureTime) -> None:
+        with self._condition:
+            self._exposures[conversions.stamp_to_ns(msg.header.stamp)] = msg
+            while len(self._exposures) > KEPT_EXPOSURES:
+                del self._exposures[next(iter(self._exposures))]
+            self._condition.notify()
+
+    def _on_image(self, msg: Image | CompressedImage) -> None:
+        self._monitor.received()
+        stamp_ns = conversions.stamp_to_ns(msg.header.stamp)
+        if stamp_ns <= 0:
+            self._drop(DropCause.ZERO_STAMP, 'image has no stamp; check the camera driver')
+            return
+        interval_s = None
+        if self._newest_arrival_ns is not None and stamp_ns > self._newest_arrival_ns:
+            interval_s = (stamp_ns - self._newest_arrival_ns) * 1e-9
+        self._newest_arrival_ns = stamp_ns
+        max_latency_s = self.get_parameter('max_latency').value
+        age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9
+        if max_latency_s and age_s > max_latency_s:
+            self._drop(DropCause.LATE, f'image is {age_s:.3f} s old on arrival; raise '
+                       'max_latency, or set use_sim_time for a replay with a clock')
+            return
+        arrival = Arrival(msg, stamp_ns, interval_s, time.monotonic())
+        with self._condition:
+            replaced, self._waiting = self._waiting, arrival
+            self._condition.notify()
+        if replaced is not None:
+            self._drop(DropCause.BUSY, 'a newer image came before this one was processed; '
+                       'lower the frame rate or estimator.working_size')
+
+    # Estimation, in the worker's thread
+
+    def _work(self) -> None:
+        """Process the newest image until stopped; nothing that happens here ends the node."""
+        while (arrival := self._next_arrival()) is not None:
+            try:
+                self._process(arrival)
+            except FrameDropped as dropped:
+                self._drop(dropped.cause, str(dropped))
+            except ImageAsImuError as error:
+                self._drop(DropCause.BAD_IMAGE, str(error))
+            except Exception:
+                if not self.context.ok():
+                    return  # interrupted while it published
+                self._drop(DropCause.INTERNAL, traceback.format_exc())
+
+    def _next_arrival(self) -> Arrival | None:
+        """Wait for an image, then shortly for what belongs to it; None when stopped."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopping or self._waiting is not None)
+            arrival, self._waiting = self._waiting, None
+            if not self._stopping:
+                self._condition.wait_for(
+                    lambda: (self._stopping or self._waiting is not None
+                             or self._is_complete(arrival)), COMPANION_WAIT_S)
+            return None if self._stopping else arrival
+
+    def _is_complete(self, arrival: Arrival) -> bool:
+        """Tell whether the image's camera_info and exposure are here."""
+        wants_exposure = self.get_parameter('use_exposure_topic').value
+        return self._camera_info is not None and (
+            not wants_exposure or arrival.stamp_ns in self._exposures)
+
+    def _process(self, arrival: Arrival) -> None:
+        """
+        Estimate and publish.
+
+        :raises FrameDropped: if the image yields no message
+        """
+        config = read_config(self)
+        exposure = self._exposure(arrival, config.node)
+        frame = self._frame(arrival, exposure, config.node)
+        frame_id = self._frame_id(arrival)
+        self._accept_stamp(frame.stamp_ns, config)
+        estimate = self._stream.process(frame)
+        self._newest_frame_ns = frame.stamp_ns
+        if exposure.time_s is None and estimate.exposure_time_s is not None:
+            source = MotionEstimateMsg.EXPOSURE_ESTIMATED
+        else:
+            source = exposure.source
+        self._monitor.facts['exposure source'] = EXPOSURE_SOURCES[source]
+        self._monitor.facts['sign'] = 'resolved' if estimate.sign_resolved else 'unresolved'
+        self._monitor.facts['status'] = estimate.status.name
+        self._monitor.estimated()
+        output_frame = config.node.output_frame or frame_id
+        if output_frame != frame_id:
+            estimate = self._moved_to(output_frame, frame_id, estimate)
+        self._publish(estimate, output_frame, source, arrival, config.node)
+
+    def _exposure(self, arrival: Arrival, config: NodeConfig) -> Exposure:
+        """
+        Exposure of an image: its own message, else the parameter, else unknown.
+
+        :raises FrameDropped: if it is not positive or longer than the frame interval
+        """
+        with self._condition:
+            msg = self._exposures.get(arrival.stamp_ns) if config.use_exposure_topic else None
+        if msg is not None:
+            exposure = Exposure(msg.exposure_time, msg.readout_time or config.readout_time,
+                                MotionEstimateMsg.EXPOSURE_TOPIC)
+        elif config.exposure_time:
+            exposure = Exposure(config.exposure_time, config.readout_time,
+                                MotionEstimateMsg.EXPOSURE_PARAMETER)
+        else:
+            return Exposure(None, config.readout_time, MotionEstimateMsg.EXPOSURE_UNKNOWN)
+        if not (math.isfinite(exposure.time_s) and exposure.time_s > 0.0):
+            raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s} s is not '
+                               'positive; check what publishes exposure_time')
+        if arrival.interval_s and exposure.time_s > INTERVAL_TOLERANCE * arrival.interval_s:
+            raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s:.4g} s is '
+                               f'longer than the frame interval of {arrival.interval_s:.4g} s; '
+                               'is it in seconds?')
+        return exposure
+
+    def _frame(self, arrival: Arrival, exposure: Exposure, config: NodeConfig) -> Frame:
+        """
+        Decode an image and stamp it at the middle of its exposure.
+
+        :raises FrameDropped: if the image, its camera_info or its exposure is unusable
+        """
+        camera_info = self._camera_info
+        if camera_info is None:
+            raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
+                               f'{self.resolve_topic_name("camera_info")}; remap it')
+        with dropping(DropCause.BAD_CAMERA_INFO):
+            intrinsics = conversions.intrinsics_from_msg(camera_info)
+        with dropping(DropCause.BAD_IMAGE):
+            if config.image_transport == 'compressed':
+                image = conversions.image_from_compressed_msg(arrival.msg)
+            else:
+                image = conversions.image_from_msg(arrival.msg)
+        # From either end, the centre row's middle is half an exposure and half a readout away.
+        shift_s = {'start': 0.5, 'middle': 0.0, 'end': -0.5}[config.stamp_reference] * (
+            (exposure.time_s or 0.0) + exposure.readout_s)
+        with dropping(DropCause.BAD_CAMERA_INFO):
+            return Frame(image, arrival.stamp_ns + round(shift_s * 1e9), intrinsics,
+                         exposure.time_s, exposure.readout_s)
+
+    def _frame_id(self, arrival: Arrival) -> str:
+        """
+        Optical frame of an image.
+
+        :raises FrameDropped: if neither it nor its camera_info names one
+        """
+        frame_id = arrival.msg.header.frame_id or self._camera_info.header.frame_id
+        if not frame_id:
+            raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
+                               'tell the axes of the result; set it in the camera driver')
+        return frame_id
+
+    def _accept_stamp(self, stamp_ns: int, config: VisualImuConfig) -> None:
+        """
+        Start anew where time jumped back, as when a bag loops.
+
+        :raises FrameDropped: if the image is merely a little late, or a duplicate
+        """
+        if self._newest_frame_ns is None or stamp_ns > self._newest_frame_ns:
+            return
+        back_s = (self._newest_frame_ns - stamp_ns) * 1e-9
+        if back_s <= config.stream.max_gap:
+            raise FrameDropped(DropCause.OUT_OF_ORDER, f'image is {back_s:.3f} s older than one '
+                               'before it')
+        self.get_logger().warning(f'time jumped back by {back_s:.3f} s: starting anew')
+        self._stream.reset()
+        self._monitor.restarted()
+
+    def _moved_to(self, output_frame: str, frame_id: str,
+                  estimate: MotionEstimate) -> MotionEstimate:
+        """
+        Express the motion in the output frame.
+
+        :raises FrameDropped: if TF does not know the two frames at the time of the image
+        """
+        from tf2_ros import TransformException
+        try:
+            transform = self._transforms.lookup_transform(
+                output_frame, frame_id, Time(nanoseconds=estimate.stamp_ns))
+        except TransformException as error:
+            raise FrameDropped(DropCause.NO_TRANSFORM, str(error)) from error
+        return conversions.moved_to_frame(estimate, transform.transform)
+
+    def _publish(self, estimate: MotionEstimate, frame_id: str, exposure_source: int,
+                 arrival: Arrival, config: NodeConfig) -> None:
+        """
+        Publish ~/motion, and ~/imu/data_raw and ~/twist of a measurement.
+
+        :raises FrameDropped: if a number is not finite or a variance not positive
+        """
+        numbers = (estimate.angular_velocity_rad_s, estimate.linear_velocity_m_s,
+                   estimate.covariance)
+        if not (all(np.isfinite(array).all() for array in numbers)
+                and (np.diag(estimate.covariance) > 0.0).all()):
+            raise FrameDropped(DropCause.NOT_FINITE, 'the estimate is not finite or has no '
+                               'uncertainty; please report it with the image')
+        processing_s = time.monotonic() - arrival.arrived_s
+        self._motion_publisher.publish(
+            conversions.motion_to_msg(estimate, frame_id, exposure_source, processing_s))
+        if not estimate.usable:
+            return
+        self._imu_publisher.publish(conversions.imu_to_msg(estimate, frame_id))
+        if config.publish_twist:
+            self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
+        now_ns = self.get_clock().now().nanoseconds
+        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s)
+
+    # Reports, from either thread
+
+    def _drop(self, cause: DropCause, reason: str) -> None:
+        """Count a dropped image and say why, not too often."""
+        self._monitor.dropped(cause, reason)
+        now_s = time.monotonic()
+        if now_s - self._last_warning_s.get(cause, -math.inf) >= WARNING_PERIOD_S:
+            self._last_warning_s[cause] = now_s
+            self.get_logger().warning(f'image dropped, {cause.value}: {reason}')
+
+    def _publish_diagnostics(self) -> None:
+        self._diagnostics_publisher.publish(
+            self._monitor.report(self.get_fully_qualified_name(),
+                                 self.get_clock().now().to_msg()))
+
+
+def warm_up(gyroscope: VisualGyroscope) -> None:
+    """Let the first image be as quick as the others."""
+    image = np.random.default_rng(0).integers(0, 256, (240, 320), np.uint8)
+    gyroscope.estimate(Frame(image, 0, CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5),
+                             exposure_time_s=0.01))
+
+
+def keep_large_buffers() -> None:
+    """
+    Have glibc reuse the memory of images instead of returning it to the kernel each time.
+
+    Page faults otherwise cost more than the copy of a large image. Elsewhere than with glibc
+    there is no mallopt and nothing to do.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        for parameter, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30),
+                                (M_TOP_PAD, 64 << 20)):
+            mallopt(parameter, size)
+
+
+def one_line(error: Exception) -> str:
+    """Message of an error without line breaks."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def main(args: list[str] | None = None) -> int:
+    """
+    Run the node until it is interrupted.
+
+    :returns: exit status: 0, or 1 if a parameter is refused or an autostart fails
+    """
+    keep_large_buffers()
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = VisualImu()
+        if read_config(node).node.autostart and not autostart(node):
+            return 1
+        rclpy.spin(node)
+    except ParameterException as error:
+        rclpy.logging.get_logger('visual_imu').fatal(one_line(error))
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def autostart(node: VisualImu) -> bool:
+    """Configure and activate; tell whether both succeeded."""
+    return all(transition() == TransitionCallbackReturn.SUCCESS
+               for transition in (node.trigger_configure, node.trigger_activate))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

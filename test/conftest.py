@@ -1,0 +1,117 @@
+"""Fixtures common to several tests: recordings, isolation of ROS, images of known motion."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def data_folder() -> Path:
+    """Folder of the optional recordings; skips where there is none."""
+    folder = Path(os.environ.get('IMAGE_AS_IMU_DATA', CHECKOUT.parent / 'shared' / 'data'))
+    if not folder.is_dir():
+        pytest.skip(f'no recordings at {folder}; set IMAGE_AS_IMU_DATA')
+    return folder
+
+
+@pytest.fixture(scope='session', autouse=True)
+def isolated_ros(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the nodes of this test process, and of its children, to themselves."""
+    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ['ROS_LOG_DIR'] = str(tmp_path_factory.mktemp('ros_log'))
+
+
+@dataclass(frozen=True)
+class BlurredFrame:
+    """An image, and the true mean angular velocity over its exposure in camera axes."""
+
+    image: np.ndarray
+    start_s: float
+    angular_velocity_rad_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class BlurredSequence:
+    """Images of a far, flat texture under a smooth rotation; there is no translation."""
+
+    focal_px: float
+    exposure_time_s: float
+    interval_s: float
+    frames: list[BlurredFrame]
+
+    @property
+    def camera_matrix(self) -> np.ndarray:
+        """Matrix K of the images, (3, 3), px."""
+        height, width = self.frames[0].image.shape[:2]
+        return np.array([[self.focal_px, 0.0, (width - 1) / 2],
+                         [0.0, self.focal_px, (height - 1) / 2], [0.0, 0.0, 1.0]])
+
+
+@pytest.fixture(scope='session')
+def blurred_sequence() -> BlurredSequence:
+    """24 frames of 320x240 px at 30 Hz, up to 6 rad/s, exposed 10 ms."""
+    return make_blurred_sequence(frames=24, seed=7)
+
+
+def make_blurred_sequence(frames: int, seed: int) -> BlurredSequence:
+    """Average a texture, warped by exact rotation homographies, over each exposure."""
+    width, height, focal, exposure_s, interval_s, subframes = 320, 240, 300.0, 0.01, 1 / 30, 32
+    step_s = exposure_s / subframes
+    texture = _texture(np.random.default_rng(seed), 1024)
+    to_texture = np.array([[focal, 0.0, 511.5], [0.0, focal, 511.5], [0.0, 0.0, 1.0]])
+    from_pixels = np.linalg.inv(
+        np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2],
+                  [0.0, 0.0, 1.0]]))
+    sequence = BlurredSequence(focal, exposure_s, interval_s, [])
+    rotation = np.eye(3)  # from camera to texture axes
+    time_s = 0.0
+    for index in range(frames):
+        start_s = index * interval_s
+        while time_s < start_s - step_s / 2:
+            rotation = rotation @ _rotation(_angular_velocity(time_s) * step_s)
+            time_s += step_s
+        light, rates = np.zeros((height, width, 3)), []
+        for _ in range(subframes):
+            rate = _angular_velocity(time_s + step_s / 2)
+            middle = rotation @ _rotation(rate * step_s / 2)
+            light += cv2.warpPerspective(
+                texture, to_texture @ middle @ from_pixels, (width, height),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+            rates.append(rate)
+            rotation = rotation @ _rotation(rate * step_s)
+            time_s += step_s
+        image = np.round(255 * (light / subframes) ** (1 / 2.2)).astype(np.uint8)
+        sequence.frames.append(BlurredFrame(image, start_s, np.mean(rates, axis=0)))
+    return sequence
+
+
+def _angular_velocity(time_s: float) -> np.ndarray:
+    """Rate of the test trajectory in camera axes, rad/s."""
+    return np.array([3.0 * np.cos(9.0 * time_s), 4.0 * np.cos(7.0 * time_s + 0.5),
+                     2.0 * np.cos(11.0 * time_s + 1.0)])
+
+
+def _rotation(vector_rad: np.ndarray) -> np.ndarray:
+    return cv2.Rodrigues(vector_rad)[0]
+
+
+def _texture(random: np.random.Generator, size_px: int) -> np.ndarray:
+    """Linear light in 0..1: overlapping discs (dead leaves) with a grain, (size, size, 3)."""
+    texture = np.zeros((size_px, size_px, 3), np.float32)
+    for _ in range(8000):
+        radius = int(np.clip(3 / random.random(), 3, 40))
+        centre = tuple(int(value) for value in random.integers(0, size_px, 2))
+        colour = np.clip(random.random() + 0.1 * random.standard_normal(3), 0, 1)
+        cv2.circle(texture, centre, radius, colour.tolist(), -1, cv2.LINE_AA)
+    grain = random.standard_normal((size_px // 3, size_px // 3, 1)).astype(np.float32)
+    texture += 0.15 * cv2.resize(grain, (size_px, size_px))[..., None]
+    return np.clip(texture, 0, 1) ** 2.2
