@@ -54,7 +54,7 @@ def open_rosbag(source: Path, options: RecordingOptions) -> Recording:
         rotation between the two are missing or ambiguous
     :raises SynchronizationError: if stamps go backwards or repeat
     """
-    with _reading(source) as reader:
+    with open_bag(source) as reader:
         images = _image_connections(reader, source, options)
         imu = _connection(reader, source, IMU_TYPE, options.imu_topic, '--imu-topic')
         exposure = _exposure_connection(reader, options)
@@ -73,8 +73,12 @@ def open_rosbag(source: Path, options: RecordingOptions) -> Recording:
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[AnyReader]:
-    """Open a bag; whatever is wrong with its bytes becomes a DataFormatError."""
+def open_bag(source: Path) -> Iterator[AnyReader]:
+    """
+    Open a rosbag2: a folder with metadata.yaml, or a single .mcap or .db3 file.
+
+    :raises DataFormatError: if it cannot be read, here or while the context lasts
+    """
     try:
         with AnyReader([source], default_typestore=typestore()) as reader:
             yield reader
@@ -205,6 +209,7 @@ def _open_stream(reader: AnyReader, source: Path, image: Connection,
         raise DataFormatError(f'images on {image.topic} have zero stamps; '
                               'the camera driver must stamp them')
     intrinsics = _read_intrinsics(reader, source, image, options)
+    first_intrinsics = next(iter(intrinsics.values()))
     frame = next(_messages(reader, image)).header.frame_id
     R_gyro_camera = options.R_gyro_camera
     if R_gyro_camera is None and frame and imu_frame:
@@ -219,7 +224,7 @@ def _open_stream(reader: AnyReader, source: Path, image: Connection,
         exposure_s, readout_s = exposures.get(stamp_ns, (options.exposure_time_s, 0.0))
         records.append(FrameRecord(
             mid_exposure_ns(stamp_ns, exposure_s, readout_s, options.stamp_reference),
-            intrinsics, exposure_s, readout_s))
+            intrinsics.get(stamp_ns, first_intrinsics), exposure_s, readout_s))
     if exposures and not any(stamp_ns in exposures for stamp_ns in stamps_ns):
         skipped['exposure time has the stamp of no image'] = len(exposures)
     return Stream(image.topic, tuple(records), lambda: _read_images(source, image.topic),
@@ -234,8 +239,8 @@ def _header_stamp_ns(data: bytes) -> int:
 
 
 def _read_intrinsics(reader: AnyReader, source: Path, image: Connection,
-                     options: RecordingOptions) -> CameraIntrinsics:
-    """Read the first camera info that belongs to an image topic."""
+                     options: RecordingOptions) -> dict[int, CameraIntrinsics]:
+    """Read the camera info that belongs to an image topic, by stamp."""
     topic = options.camera_info_topic
     if topic is None:
         namespaces = [image.topic.rpartition('/')[0]]
@@ -246,18 +251,19 @@ def _read_intrinsics(reader: AnyReader, source: Path, image: Connection,
         topic = next((f'{namespace}/camera_info' for namespace in namespaces
                       if f'{namespace}/camera_info' in present), None)
     connection = _connection(reader, source, CAMERA_INFO_TYPE, topic, '--camera-info-topic')
-    message = next(_messages(reader, connection), None)
-    if message is None:
-        raise DataFormatError(f'{connection.topic} in bag {source} has no message')
     try:
-        return intrinsics_from_msg(message)
+        intrinsics = {stamp_to_ns(message.header.stamp): intrinsics_from_msg(message)
+                      for message in _messages(reader, connection)}
     except InputError as error:
         raise DataFormatError(f'{connection.topic} in bag {source}: {error}') from error
+    if not intrinsics:
+        raise DataFormatError(f'{connection.topic} in bag {source} has no message')
+    return intrinsics
 
 
 def _read_images(source: Path, topic: str) -> Iterator[StoredImage]:
     """Read the images of a topic one by one."""
-    with _reading(source) as reader:
+    with open_bag(source) as reader:
         connection = next(c for c in reader.connections if c.topic == topic)
         for message in _messages(reader, connection):
             yield _stored_image(message, connection.msgtype)
