@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
 from image_as_imu_ros.evaluation.sources.rosbag import (
-    COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, _reading)
+    COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, open_bag)
 
 LARGE_IMAGES_PROFILE = Path(__file__).with_name('fastdds_large_images.xml')
 """Fast DDS profile whose shared-memory segment has room for images."""
@@ -98,7 +98,7 @@ def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
     :raises SynchronizationError: if no one subscribes in time
     """
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
-    with _reading(bag) as reader:
+    with open_bag(bag) as reader:
         context = Context()  # not the default one, whose signal handlers would swallow Ctrl-C
         rclpy.init(context=context)
         try:
