@@ -1,17 +1,21 @@
 """
-Start the lifecycle node `visual_imu`, which then configures and activates itself.
+Start the lifecycle node `visual_imu`; unless told otherwise, configure and activate it.
 
-Every parameter of the node is also a launch argument. Precedence, lowest first: the node's
-default, the file `params_file`, the launch argument.
+The parameters of the node are launch arguments too. Precedence, lowest first: the node's default,
+the file `params_file`, the launch argument.
 """
 
 from pathlib import PurePosixPath
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
 
 from image_as_imu_ros.config import describe, ros_parameter_from_text, ros_parameters
 
@@ -23,27 +27,28 @@ ARGUMENTS = {
     'params_file': (PARAMS_FILE, 'ROS parameter file (YAML)'),
     'use_sim_time': ('', 'true takes the time from /clock, for simulation and bags'),
     'log_level': ('info', 'debug, info, warn, error or fatal'),
+    'autostart': ('true', 'false leaves configuring and activating to others'),
     'image_topic': ('image', 'images to measure'),
     'camera_info_topic': ('', 'their intrinsics; empty for camera_info beside image_topic'),
     'exposure_topic': ('exposure_time', 'their exposure times, where use_exposure_topic is true'),
 }
-PARAMETERS = {name: describe(entry) for name, _, entry in ros_parameters()}
+PARAMETERS = {name: describe(entry) for name, _, entry in ros_parameters()
+              if name not in ARGUMENTS}
 
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and start the node from them."""
     arguments = [DeclareLaunchArgument(name, default_value=default, description=description)
                  for name, (default, description) in ARGUMENTS.items()]
-    arguments += [
-        DeclareLaunchArgument(name, default_value='true' if name == 'autostart' else '',
-                              description=f'{description}; empty: as in params_file')
-        for name, description in PARAMETERS.items()]
-    return LaunchDescription([*arguments, OpaqueFunction(function=start_node)])
+    arguments += [DeclareLaunchArgument(name, default_value='',
+                                        description=f'{description}; empty: as in params_file')
+                  for name, description in PARAMETERS.items()]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start)])
 
 
-def start_node(context: LaunchContext) -> list[LifecycleNode]:
+def start(context: LaunchContext) -> list[Action]:
     """
-    Make the node's action.
+    Start the node, then let it change state as far as asked.
 
     :raises ConfigError: if a launch argument is not a value that its parameter can take
     """
@@ -51,15 +56,28 @@ def start_node(context: LaunchContext) -> list[LifecycleNode]:
              for name in (*ARGUMENTS, *PARAMETERS)}
     overrides = {name: ros_parameter_from_text(name, given[name])
                  for name in PARAMETERS if given[name]}
+    overrides['autostart'] = False  # of the node itself: here its state is changed from outside
     if given['use_sim_time']:
         overrides['use_sim_time'] = given['use_sim_time'].lower() == 'true'
-    image_topic = given['image_topic']
     info_topic = given['camera_info_topic'] or str(
-        PurePosixPath(image_topic).with_name('camera_info'))
-    return [LifecycleNode(
+        PurePosixPath(given['image_topic']).with_name('camera_info'))
+    node = LifecycleNode(
         package=PACKAGE, executable='visual_imu', name='visual_imu',
         namespace=given['namespace'], output='screen',
         parameters=[given['params_file'], overrides],
-        remappings=[('image', image_topic), ('camera_info', info_topic),
+        remappings=[('image', given['image_topic']), ('camera_info', info_topic),
                     ('exposure_time', given['exposure_topic'])],
-        ros_arguments=['--log-level', f'visual_imu:={given["log_level"]}'])]
+        ros_arguments=['--log-level', f'visual_imu:={given["log_level"]}'])
+    if given['autostart'].lower() != 'true':
+        return [node]
+    activate_when_configured = RegisterEventHandler(OnStateTransition(
+        target_lifecycle_node=node, start_state='configuring', goal_state='inactive',
+        entities=[change_state(node, Transition.TRANSITION_ACTIVATE)]))
+    return [activate_when_configured, node,
+            change_state(node, Transition.TRANSITION_CONFIGURE)]
+
+
+def change_state(node: LifecycleNode, transition_id: int) -> EmitEvent:
+    """Action that asks the node for a transition, once its service is there."""
+    return EmitEvent(event=ChangeState(
+        lifecycle_node_matcher=matches_action(node), transition_id=transition_id))
