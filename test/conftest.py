@@ -62,6 +62,26 @@ def blurred_sequence() -> BlurredSequence:
     return make_blurred_sequence(frames=24, seed=7)
 
 
+@pytest.fixture
+def sequence_folder(tmp_path: Path, blurred_sequence: BlurredSequence) -> Path:
+    """Sequence folder of `blurred_sequence` with a 200 Hz gyroscope in camera axes."""
+    folder = tmp_path / 'swing'
+    (folder / 'frames').mkdir(parents=True)
+    fx, fy, cx, cy = blurred_sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+    rows = ['file,t_mid,exposure_s,width,height,fx,fy,cx,cy']
+    for index, frame in enumerate(blurred_sequence.frames):
+        name, (height, width) = f'frames/{index:04d}.jpg', frame.image.shape[:2]
+        cv2.imwrite(str(folder / name), frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        middle_s = frame.start_s + blurred_sequence.exposure_time_s / 2
+        rows.append(f'{name},{middle_s:.9f},{blurred_sequence.exposure_time_s},{width},{height},'
+                    f'{fx},{fy},{cx},{cy}')
+    (folder / 'frames.csv').write_text('\n'.join(rows) + '\n')
+    samples = [(time_s, *_angular_velocity(time_s)) for time_s in np.arange(-0.2, 1.0, 0.005)]
+    (folder / 'gyro.csv').write_text('t,wx,wy,wz\n' + ''.join(
+        ','.join(f'{value:.9f}' for value in sample) + '\n' for sample in samples))
+    return folder
+
+
 def make_blurred_sequence(frames: int, seed: int) -> BlurredSequence:
     """Average a texture, warped by exact rotation homographies, over each exposure."""
     width, height, focal, exposure_s, interval_s, subframes = 320, 240, 300.0, 0.01, 1 / 30, 32

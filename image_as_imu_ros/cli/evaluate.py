@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     evaluation = evaluate(recording, VisualGyroscope(config.estimator), arguments.mode,
                           config.stream, progress=True)
     output = arguments.output or Path('results') / f'{recording.name}_{arguments.mode}'
-    summary = write_report(evaluation, output, config.estimator.weights,
-                           {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)})
+    settings = {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)}
+    summary = write_report(evaluation, output, config.estimator.weights, settings)
     print(table_of(summary))
     print(f'report: {output / "report.html"}')

@@ -228,6 +228,9 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
         'time_offset_s': _time_offset(recording, results, parts, mode),
         **_uncertainty(pooled, mode),
         'frame_ms': dict(zip(('p50', 'p95', 'p99'), percentiles)),
+        'R_gyro_camera': {
+            result.stream.camera: None if result.stream.R_gyro_camera is None
+            else result.stream.R_gyro_camera.tolist() for result in results},
         'statuses': dict(statuses),
         'skipped': skipped,
         'assumptions': list(recording.assumptions),

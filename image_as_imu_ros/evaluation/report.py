@@ -59,7 +59,8 @@ def write_report(evaluation: Evaluation, folder: Path, weights: str,
         _write(folder / name, content)
     _write(folder / 'estimates.csv', _estimates_csv(evaluation).encode())
     _write(folder / 'report.html', _html(evaluation, summary, plots).encode())
-    _write(folder / 'summary.json', (json.dumps(summary, indent=2, allow_nan=False) + '\n').encode())
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    _write(folder / 'summary.json', f'{text}\n'.encode())
     return summary
 
 
@@ -102,7 +103,7 @@ def plot_angular_velocity(evaluation: Evaluation, result: StreamEstimates) -> Fi
                             gyroscope.angular_velocity_rad_s[:, axis], t_s)
         axes.plot(t_s, reference[:, axis], '.', color=_REFERENCE_COLOUR, markersize=3,
                   label='gyroscope at the frames')
-        axes.fill_between(t_s, estimate[:, axis] - band[:, axis], estimate[:, axis] + band[:, axis],
+        axes.fill_between(t_s, *(estimate[:, axis] + sign * band[:, axis] for sign in (-1, 1)),
                           color=_ESTIMATE_COLOUR, alpha=0.25, linewidth=0, label='95 % band')
         axes.plot(t_s, estimate[:, axis], '.-', color=_ESTIMATE_COLOUR, linewidth=1, markersize=4,
                   label='estimate from blur')
@@ -113,10 +114,9 @@ def plot_angular_velocity(evaluation: Evaluation, result: StreamEstimates) -> Fi
         if known.size:
             margin = 0.1 * max(np.ptp(known), 0.5)
             axes.set_ylim(known.min() - margin, known.max() + margin)
-        if axis == 0:
-            axes.legend(loc='upper right', ncols=4, fontsize='small')
     axes.set_xlabel('time [s]')
-    signs = 'own signs' if evaluation.mode == 'stream' else 'sign per frame taken from the gyroscope'
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    signs = 'own signs' if evaluation.mode == 'stream' else 'signs taken from the gyroscope'
     figure.suptitle(f'{recording.name}, {result.stream.camera}: angular velocity, {signs}')
     return figure
 
@@ -209,7 +209,8 @@ def _html(evaluation: Evaluation, summary: dict[str, Any], plots: dict[str, byte
         for name, content in plots.items())
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
             f'</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>'
-            f'<table><tr><th></th>{head}</tr>{rows}</table><table>{facts}</table>{images}</html>\n')
+            f'<table><tr><th></th>{head}</tr>{rows}</table><table>{facts}</table>'
+            f'{images}</html>\n')
 
 
 def _text(value: Any) -> str:

@@ -115,7 +115,8 @@ def _write(recording: Recording, bag: Path, storage: str, images: str, progress:
                 topic, msgtype, typestore=build.store,
                 offered_qos_profiles=[_LATCHED] if topic == '/tf_static' else ())
             for topic, msgtype in types.items()}
-        static = _Message(earliest_ns, '/tf_static', build.static_transform(earliest_ns, R_gyro_camera))
+        static = _Message(earliest_ns, '/tf_static',
+                          build.static_transform(earliest_ns, R_gyro_camera))
         by_arrival = heapq.merge(
             (_Message(t_ns, '/imu/data', build.imu(t_ns, rate)) for t_ns, rate in zip(
                 gyroscope.t_ns.tolist(), gyroscope.angular_velocity_rad_s.tolist())),

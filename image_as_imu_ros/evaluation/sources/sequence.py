@@ -56,8 +56,8 @@ def open_sequence(folder: Path, options: RecordingOptions) -> Recording:
     gyroscope = _read_gyroscope(folder, skipped)
     files = table.text('file')
     sizes_and_lengths = table.numbers(*_INTRINSIC_COLUMNS)
-    exposures_s = table.numbers('exposure_s') if 'exposure_s' in table else np.full(
-        len(table), np.nan)
+    exposures_s = [options.exposure_time_s if math.isnan(value) else float(value) for value in (
+        table.numbers('exposure_s') if 'exposure_s' in table else np.full(len(table), np.nan))]
     models = table.text('model') if 'model' in table else _default_models(meta, len(table))
     angular_rad_s = _references(table, ('wx', 'wy', 'wz'))
     linear_m_s = _references(table, ('vx', 'vy', 'vz'))
@@ -77,8 +77,7 @@ def open_sequence(folder: Path, options: RecordingOptions) -> Recording:
         rows = rows_of[camera]
         records = tuple(
             FrameRecord(
-                int(stamps_ns[row]), intrinsics[row],
-                options.exposure_time_s if math.isnan(exposures_s[row]) else float(exposures_s[row]),
+                int(stamps_ns[row]), intrinsics[row], exposures_s[row],
                 angular_velocity_reference_rad_s=angular_rad_s[row],
                 linear_velocity_reference_m_s=linear_m_s[row],
                 linear_velocity_stored_m_s=linear_m_s[row])
