@@ -80,7 +80,7 @@ def _caption(time_s: float, angular_rad_s: np.ndarray, reference_rad_s: np.ndarr
         bottom = 17 + 20 * line
         cv2.putText(caption, label, (8, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1,
                     cv2.LINE_AA)
-        text = '  '.join(f'{value:+6.2f}' for value in rate) + ' rad/s'
+        text = '  '.join('-' if np.isnan(value) else f'{value:+.2f}' for value in rate) + ' rad/s'
         cv2.putText(caption, text, (190, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1,
                     cv2.LINE_AA)
     return caption

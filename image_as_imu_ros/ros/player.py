@@ -177,7 +177,7 @@ class Player:
         first = next(messages, None)  # opens the files, before the clock starts to run
         if first is None:
             raise DataFormatError('the bag has no messages')
-        recorded_s = round((self._reader.end_time - first[1]) * 1e-9, 2)
+        recorded_s = (self._reader.end_time - first[1]) * 1e-9
         with tqdm(total=recorded_s, desc='playing', unit='s',
                   bar_format='{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s') as progress:
             begin_ns, begin_wall_ns, begin_recorded_ns = (

@@ -77,7 +77,7 @@ class Room:
         shapes = [(y, z), (y, z), (z, x), (z, x), (y, x), (y, x)]  # rows, columns of -x +x -y ...
         sides = [_paint_side(rng, shape) for shape in shapes]
         _light_ceiling(rng, sides[2])
-        self._atlas, self._places = _stack_mipmaps(sides)
+        self._atlas, self._tops = _stack_mipmaps(sides)
 
     def radiance(self, x: np.ndarray, y: np.ndarray, rotation_world_camera: np.ndarray,
                  position_m: np.ndarray) -> np.ndarray:
@@ -112,9 +112,10 @@ class Room:
         level = np.zeros(side.shape, np.int64)
         for coarser in range(1, MIP_LEVELS):
             level += footprint > 2 ** (coarser - 0.5)
-        scale, column, row = self._places[:, level * 6 + side]
-        columns = np.where(meets_x, hits[2], hits[0]) * scale + column
-        rows = np.where(meets_y & ~meets_x, hits[2], hits[1]) * scale + row
+        scale = np.take(1 / (TEXEL_M * 2 ** np.arange(MIP_LEVELS, dtype=np.float32)), level)
+        columns = np.where(meets_x, hits[2], hits[0]) * scale + 0.5
+        rows = np.where(meets_y & ~meets_x, hits[2], hits[1]) * scale
+        rows += np.take(self._tops, level * 6 + side)
         return cv2.remap(self._atlas, columns, rows, cv2.INTER_LINEAR)
 
 
@@ -267,16 +268,17 @@ def _stack_mipmaps(sides: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """
     Put all sides at all resolutions into one image, so that a single look-up serves them.
 
-    :returns: that image, and (3, 6 * MIP_LEVELS): texels per metre, column and row of the
-        origin, of side s at level l under index 6 l + s
+    :returns: that image, and (6 * MIP_LEVELS,), the row in it where side s at level l begins
+        under index 6 l + s; the first column is 0.5 for all
     """
-    tiles, places, top = [], [], 0
+    tiles, tops, top = [], [], 0
+    widest = max(side.shape[1] for side in sides)
     for level in range(MIP_LEVELS):
         for side in sides:
             rows, columns = side.shape[0] >> level, side.shape[1] >> level
             tile = cv2.resize(side, (columns, rows), interpolation=cv2.INTER_AREA)
-            right = 1 + max(side.shape[1] for side in sides) - columns
-            tiles.append(cv2.copyMakeBorder(tile, 1, 1, 1, right, cv2.BORDER_REPLICATE))
-            places.append((1 / (TEXEL_M * 2**level), 0.5, top + 0.5))
+            tiles.append(cv2.copyMakeBorder(tile, 1, 1, 1, 1 + widest - columns,
+                                            cv2.BORDER_REPLICATE))
+            tops.append(top + 0.5)
             top += rows + 2
-    return np.concatenate(tiles), np.array(places, np.float32).T
+    return np.concatenate(tiles), np.array(tops, np.float32)
