@@ -57,18 +57,16 @@ def open_rosbag(source: Path, options: RecordingOptions) -> Recording:
     with open_bag(source) as reader:
         images = _image_connections(reader, source, options)
         imu = _connection(reader, source, IMU_TYPE, options.imu_topic, '--imu-topic')
-        exposure = _exposure_connection(reader, options)
         skipped: dict[str, int] = {}
         gyroscope, imu_frame = _read_gyroscope(reader, imu, skipped)
-        exposures = _read_exposures(reader, exposure) if exposure else {}
         rotations = _read_static_rotations(reader)
         streams = tuple(
-            _open_stream(reader, source, image, exposures, rotations, imu_frame, options, skipped)
+            _open_stream(reader, source, image, rotations, imu_frame, options, skipped)
             for image in images)
     assumptions = [f'image stamps mark the {options.stamp_reference} of the exposure']
-    if exposure is None and options.exposure_time_s is not None:
-        assumptions.append(f'exposure time {options.exposure_time_s} s: '
-                           'the bag has no ExposureTime topic')
+    if options.exposure_time_s is not None:
+        assumptions.append(f'exposure time {options.exposure_time_s} s '
+                           'for images without an ExposureTime message')
     return Recording(source, 'rosbag', 'full', streams, gyroscope, tuple(assumptions), skipped)
 
 
@@ -134,12 +132,18 @@ def _topics(reader: AnyReader) -> str:
         ', '.join(f'{c.topic} ({c.msgtype})' for c in reader.connections) or 'none')
 
 
-def _exposure_connection(reader: AnyReader, options: RecordingOptions) -> Connection | None:
-    present = any(connection.msgtype == EXPOSURE_TYPE for connection in reader.connections)
-    if not present and options.exposure_topic is None:
-        return None
-    return _connection(reader, reader.paths[0], EXPOSURE_TYPE, options.exposure_topic,
-                       '--exposure-topic')
+def _companion(reader: AnyReader, source: Path, image: Connection, msgtype: str,
+               topic: str | None, option: str) -> Connection:
+    """Find the topic of a type that belongs to an image topic: first in its own namespace."""
+    if topic is None:
+        namespaces = [image.topic.rpartition('/')[0]]
+        if image.msgtype == COMPRESSED_IMAGE_TYPE:
+            namespaces.append(namespaces[0].rpartition('/')[0])
+        topic = next((connection.topic for namespace in namespaces
+                      for connection in reader.connections
+                      if connection.msgtype == msgtype
+                      and connection.topic.rpartition('/')[0] == namespace), None)
+    return _connection(reader, source, msgtype, topic, option)
 
 
 def _messages(reader: AnyReader, connection: Connection) -> Iterator[Any]:
@@ -164,8 +168,14 @@ def _read_gyroscope(reader: AnyReader, connection: Connection,
                             np.array(rates, dtype=float).reshape(-1, 3), skipped), frame
 
 
-def _read_exposures(reader: AnyReader, connection: Connection) -> dict[int, tuple[float, float]]:
-    """Exposure and readout times, s, by the stamp of the image that they belong to."""
+def _read_exposures(reader: AnyReader, source: Path, image: Connection,
+                    options: RecordingOptions) -> dict[int, tuple[float, float]]:
+    """Exposure and readout times, s, by the stamp of the image; empty without such a topic."""
+    present = any(connection.msgtype == EXPOSURE_TYPE for connection in reader.connections)
+    if not present and options.exposure_topic is None:
+        return {}
+    connection = _companion(reader, source, image, EXPOSURE_TYPE, options.exposure_topic,
+                            '--exposure-topic')
     return {stamp_to_ns(message.header.stamp): (message.exposure_time, message.readout_time)
             for message in _messages(reader, connection)}
 
@@ -200,7 +210,6 @@ def _rotation_between(graph: dict[str, dict[str, np.ndarray]], target: str,
 
 
 def _open_stream(reader: AnyReader, source: Path, image: Connection,
-                 exposures: dict[int, tuple[float, float]],
                  rotations: dict[str, dict[str, np.ndarray]], imu_frame: str,
                  options: RecordingOptions, skipped: dict[str, int]) -> Stream:
     """Read an image topic's stamps, and what belongs to it from the other topics."""
@@ -219,6 +228,7 @@ def _open_stream(reader: AnyReader, source: Path, image: Connection,
             f'bag {source} does not tell the rotation from camera frame "{frame}" to gyroscope '
             f'frame "{imu_frame}" on /tf_static; give it by --R R00,R01,..,R22')
 
+    exposures = _read_exposures(reader, source, image, options)
     records = []
     for stamp_ns in stamps_ns:
         exposure_s, readout_s = exposures.get(stamp_ns, (options.exposure_time_s, 0.0))
@@ -241,16 +251,8 @@ def _header_stamp_ns(data: bytes) -> int:
 def _read_intrinsics(reader: AnyReader, source: Path, image: Connection,
                      options: RecordingOptions) -> dict[int, CameraIntrinsics]:
     """Read the camera info that belongs to an image topic, by stamp."""
-    topic = options.camera_info_topic
-    if topic is None:
-        namespaces = [image.topic.rpartition('/')[0]]
-        if image.msgtype == COMPRESSED_IMAGE_TYPE:
-            namespaces.append(namespaces[0].rpartition('/')[0])
-        present = {connection.topic for connection in reader.connections
-                   if connection.msgtype == CAMERA_INFO_TYPE}
-        topic = next((f'{namespace}/camera_info' for namespace in namespaces
-                      if f'{namespace}/camera_info' in present), None)
-    connection = _connection(reader, source, CAMERA_INFO_TYPE, topic, '--camera-info-topic')
+    connection = _companion(reader, source, image, CAMERA_INFO_TYPE, options.camera_info_topic,
+                            '--camera-info-topic')
     try:
         intrinsics = {stamp_to_ns(message.header.stamp): intrinsics_from_msg(message)
                       for message in _messages(reader, connection)}
