@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     :raises ImageAsImuError: if ROS is missing or a step fails
     """
-    import json
     import logging
     import shutil
+    import signal
     from dataclasses import asdict, replace
 
     import cv2
@@ -51,8 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f'the demo needs ROS 2 ({error}); run `make install`, or source your '
                           'ROS installation') from error
     logger = logging.getLogger(__name__)
-    config, options, output = read_config(arguments), read_recording_options(arguments), \
-        arguments.output
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends the node as well
+    config, options = read_config(arguments), read_recording_options(arguments)
+    output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     source = arguments.source
     if source is None:
