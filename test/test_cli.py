@@ -117,15 +117,19 @@ def test_evaluate_writes_a_report_and_prints_its_table(sequence_folder: Path, tm
 def test_evaluate_skips_bad_frames_and_counts_them(sequence_folder: Path, tmp_path: Path, capsys):
     (sequence_folder / 'frames' / '0005.jpg').write_bytes(b'')
     table = sequence_folder / 'frames.csv'
-    table.write_text(table.read_text().replace('0006.jpg,0.205000000,0.01,',
-                                               '0006.jpg,0.205000000,-1,'))
+    text = table.read_text()
+    for name, exposure in (('0006.jpg,0.205000000', '-1'), ('0007.jpg,0.238333333', '0.05')):
+        assert f'{name},0.01,' in text
+        text = text.replace(f'{name},0.01,', f'{name},{exposure},')
+    table.write_text(text)
     output = tmp_path / 'out'
     assert main(['evaluate', str(sequence_folder), '--mode', 'single',
                  '--output', str(output)]) == 0
     skipped = json.loads((output / 'summary.json').read_text())['skipped']
-    assert sorted(skipped.values()) == [1, 1]
+    assert sorted(skipped.values()) == [1, 1, 1]
     assert any('0005.jpg' in reason for reason in skipped)
     assert any('exposure time -1.0 s' in reason for reason in skipped)
+    assert any('exposure time 0.05 s is longer' in reason for reason in skipped)
 
 
 def test_evaluate_of_unknown_exposures(sequence_folder: Path, tmp_path: Path, capsys):

@@ -30,6 +30,7 @@ MODES = ('single', 'stream')
 PROTOCOLS = ('paper', 'interpolated')
 
 _MATCH_TOLERANCE_NS = 1_000_000
+_INTERVAL_TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
             step = gyroscope.estimate if mode == 'single' else StreamEstimator(
                 gyroscope, stream_config).process
             estimates: list[MotionEstimate | None] = []
-            for record, stored in zip(stream.records, stream.read()):
+            for row, (record, stored) in enumerate(zip(stream.records, stream.read())):
                 estimate = None
                 try:
+                    _check_exposure(stream, row)
                     frame = record.with_image(stored.decode())
                     start = time.perf_counter()
                     estimate = step(frame)
@@ -182,6 +184,18 @@ def counts_as_estimate(estimate: MotionEstimate, mode: str) -> bool:
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
         raise ConfigError(f'mode "{mode}" is not one of {", ".join(MODES)}')
+
+
+def _check_exposure(stream: Stream, row: int) -> None:
+    """Raise InputError if a frame would have been exposed for longer than the frame interval."""
+    exposure_s = stream.records[row].exposure_time_s
+    if exposure_s is None or len(stream.records) < 2:
+        return
+    before, after = stream.records[max(row - 1, 0)], stream.records[max(row, 1)]
+    interval_s = (after.stamp_ns - before.stamp_ns) * 1e-9
+    if exposure_s > _INTERVAL_TOLERANCE * interval_s:
+        raise InputError(f'exposure time {exposure_s} s is longer than the frame interval of '
+                         f'{interval_s:.4g} s')
 
 
 def _angular_references(recording: Recording, stream: Stream, stamps_ns: np.ndarray,
