@@ -1,1 +1,1 @@
-"""Camera models, the motion field and its solvers; numpy only, no network."""
+"""Camera models, the motion field and its solvers; no network."""

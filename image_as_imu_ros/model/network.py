@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from image_as_imu_ros.model.displacement_bins import BINS
+from image_as_imu_ros.geometry.displacement_bins import BINS
 
 LAGS_PX = (1, 2, 4, 8, 16, 32)
 DIRECTIONS = 8

@@ -1,0 +1,157 @@
+"""The visual gyroscope: one image in, the camera's motion over its exposure out, up to sign."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from image_as_imu_ros.config import EstimatorConfig
+from image_as_imu_ros.errors import ConfigError, InputError
+from image_as_imu_ros.geometry.blur_solver import BlurSolution, solve_blur
+from image_as_imu_ros.geometry.camera import WorkingCamera
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.model.weights import load_weights
+from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
+
+MIN_CONTRAST = 0.004
+"""Standard deviation of the working image below which it counts as blank (of full scale)."""
+MIN_INFORMATION = 0.12
+"""Least share of the cells' ignorance that a solution must explain to be a measurement."""
+
+
+@dataclass(frozen=True)
+class BlurMeasurement:
+    """One image's blur, kept with what the stream needs to relate it to its neighbours."""
+
+    frame: Frame
+    working_image: np.ndarray
+    """(h, w) float32, 0 to 1, undistorted."""
+    intrinsics: CameraIntrinsics
+    """Of the working image."""
+    solution: BlurSolution | None
+    """None where the image is blank."""
+    timing_ms: dict[str, float]
+
+    @property
+    def informative(self) -> bool:
+        """Whether the blur tells the motion at all."""
+        return self.solution is not None and self.solution.information >= MIN_INFORMATION
+
+
+class VisualGyroscope:
+    """
+    Estimates the mean velocity of a camera over one exposure from the image's motion blur.
+
+    One image cannot tell a motion from its reverse: estimates are unsigned. `StreamEstimator`
+    resolves the sign. Cameras may change from call to call; their maps are kept.
+
+    :raises WeightsError: if the weights cannot be used
+    :raises ConfigError: if the device is not available
+    """
+
+    def __init__(self, config: EstimatorConfig = EstimatorConfig()) -> None:
+        self.config = config
+        self.device = config.device
+        if config.device == 'auto':
+            self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        elif config.device == 'cuda' and not torch.cuda.is_available():
+            raise ConfigError('device: "cuda" was asked for but torch sees no GPU; use "auto"')
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.weights = load_weights(config.weights, self.device)
+        self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray]] = {}
+
+    def measure(self, frame: Frame, seeds: tuple[np.ndarray, ...] = ()) -> BlurMeasurement:
+        """
+        Find the motion over a frame's exposure, in units of the exposure.
+
+        :param seeds: motions (6,), (w T, v T / Z), to start the search from besides its own
+        :raises InputError: if the image is too small for the network
+        """
+        begin = time.perf_counter()
+        camera, matrix = self._camera(frame.intrinsics)
+        image = camera.working_image(frame.image)
+        prepared = time.perf_counter()
+        timing = {'preprocess': 1e3 * (prepared - begin)}
+        solution = None
+        if image.std() > MIN_CONTRAST:
+            log_probability = self._log_probability(image)
+            inferred = time.perf_counter()
+            solution = solve_blur(log_probability, matrix, seeds)
+            timing['network'] = 1e3 * (inferred - prepared)
+            timing['solve'] = 1e3 * (time.perf_counter() - inferred)
+        return BlurMeasurement(frame, image, camera.intrinsics, solution, timing)
+
+    def estimate(self, frame: Frame) -> MotionEstimate:
+        """
+        Estimate the camera's motion from one image, up to one common sign.
+
+        :returns: velocities in the camera optical frame; status SIGN_UNRESOLVED or NO_SIGNAL
+        :raises InputError: if the exposure is unknown or the image is too small
+        """
+        if frame.exposure_time_s is None:
+            raise InputError('exposure time is unknown; one image needs it to tell a velocity')
+        return self.to_estimate(self.measure(frame))
+
+    def to_estimate(self, measurement: BlurMeasurement) -> MotionEstimate:
+        """Turn a measurement of known exposure into velocities, unsigned."""
+        frame, solution = measurement.frame, measurement.solution
+        if solution is None:
+            return MotionEstimate(
+                frame.stamp_ns, frame.exposure_time_s, np.zeros(3), np.zeros(3),
+                unknown_covariance(), False, 0.0, 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL,
+                measurement.timing_ms)
+        depth, exposure = self.config.scene_depth, frame.exposure_time_s
+        # (w T, v T / Z) to twist order (v, w)
+        to_twist = np.zeros((6, 6))
+        to_twist[:3, 3:] = np.eye(3) * depth / exposure
+        to_twist[3:, :3] = np.eye(3) / exposure
+        twist = to_twist @ solution.motion
+        covariance = to_twist @ solution.covariance @ to_twist.T
+        # the scene's distance is only assumed: velocity is uncertain by half of itself
+        covariance[:3, :3] += 0.25 * np.outer(twist[:3], twist[:3])
+        return MotionEstimate(
+            frame.stamp_ns, exposure, twist[3:], twist[:3], covariance, False, 0.0,
+            solution.information,
+            solution.extent_px * frame.intrinsics.fx_px / measurement.intrinsics.fx_px,
+            solution.inlier_share,
+            EstimateStatus.SIGN_UNRESOLVED if measurement.informative
+            else EstimateStatus.NO_SIGNAL, measurement.timing_ms)
+
+    def _camera(self, intrinsics: CameraIntrinsics) -> tuple[WorkingCamera, np.ndarray]:
+        if intrinsics not in self._cameras:
+            if min(intrinsics.width_px, intrinsics.height_px) < MIN_SIDE_PX:
+                raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
+                                 f'small; at least {MIN_SIDE_PX} px on each side are needed')
+            camera = WorkingCamera(intrinsics, self.config.working_size)
+            size = (camera.intrinsics.width_px, camera.intrinsics.height_px)
+            if min(size) < MIN_SIDE_PX:
+                raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
+                                 f'elongated: reduced to {size[0]}x{size[1]} px')
+            matrix = motion_field_matrix(pixel_grid(*size, STRIDE_PX), camera.intrinsics)
+            if len(self._cameras) >= MAX_CAMERAS:  # a camera that changes zoom, not many cameras
+                self._cameras.clear()
+            self._cameras[intrinsics] = (camera, matrix.reshape(-1, 2, 6))
+        return self._cameras[intrinsics]
+
+    def _log_probability(self, image: np.ndarray) -> np.ndarray:
+        """Run the network: (cells, BINS) float32 log-probabilities, row by row."""
+        gray = torch.from_numpy(image)[None, None].to(self.device)
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16):
+            logits = self.weights.network(gray)
+            log_probability = torch.log_softmax(logits.float(), dim=1)[0].flatten(1).T
+            return log_probability.contiguous().cpu().numpy()
+
+
+MIN_SIDE_PX = 64
+MAX_CAMERAS = 8
+UNKNOWN_SIGMA = (10.0, 10.0, 10.0, 20.0, 20.0, 20.0)
+
+
+def unknown_covariance() -> np.ndarray:
+    """(6, 6) covariance of a motion of which nothing is known: 10 m/s and 20 rad/s."""
+    return np.diag(np.square(UNKNOWN_SIGMA))

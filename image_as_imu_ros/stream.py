@@ -1,0 +1,231 @@
+"""
+Signed, fused motion from images in time order, without look-ahead.
+
+Blur tells each frame's velocity up to its sign; the alignment of neighbouring frames tells the
+signed mean velocity between them. A Kalman filter whose state spans the gap joins both, and the
+sign of the blur is the one that the filter finds likelier.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from image_as_imu_ros.config import StreamConfig
+from image_as_imu_ros.errors import SynchronizationError
+from image_as_imu_ros.estimator import BlurMeasurement, VisualGyroscope, unknown_covariance
+from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
+from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
+
+RESOLVED_MARGIN = 2.0
+"""Log-likelihood ratio from which on a blur's sign counts as known."""
+MIN_SIMILARITY = 0.5
+"""Least correlation of two aligned frames that counts as a match."""
+GATE = 11.3
+"""99 % of a chi-square variable of 3 degrees of freedom; beyond, a measurement is distrusted."""
+MAX_SPEED_STD_RAD_S = 6.0
+"""A prediction that is less certain than this is not published."""
+
+
+class RotationFilter:
+    """
+    Kalman filter of the angle turned since the last frame, the rate and the acceleration.
+
+    Accelerations follow Singer's model: correlated over CORRELATION_S, of a size in proportion
+    to the recent rates, as hand and body shake. Axes are those of the camera.
+
+    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
+    """
+
+    CORRELATION_S = 0.06
+    ACCELERATION_PER_RATE = 20.0
+    ACCELERATION_FLOOR_RAD_S2 = 1.0
+    INITIAL_RATE_RAD_S = 5.0
+    MEMORY_S = 0.3
+
+    def __init__(self) -> None:
+        self.recent_rate = self.INITIAL_RATE_RAD_S
+        self.mean = np.zeros(9)
+        self.covariance = np.zeros((9, 9))
+        self.covariance[3:6, 3:6] = np.eye(3) * self.INITIAL_RATE_RAD_S ** 2
+        self.covariance[6:, 6:] = np.eye(3) * self._acceleration() ** 2
+
+    @property
+    def rate(self) -> np.ndarray:
+        """Angular velocity now, (3,) rad/s."""
+        return self.mean[3:6]
+
+    @property
+    def rate_covariance(self) -> np.ndarray:
+        """Its covariance, (3, 3), (rad/s)^2."""
+        return self.covariance[3:6, 3:6]
+
+    def _acceleration(self) -> float:
+        return self.ACCELERATION_PER_RATE * self.recent_rate + self.ACCELERATION_FLOOR_RAD_S2
+
+    def predict(self, elapsed_s: float) -> None:
+        """Go on by a gap; the angle is counted from its start."""
+        self.mean[:3] = 0.0
+        self.covariance[:3] = self.covariance[:, :3] = 0.0
+        steps = 12
+        dt = elapsed_s / steps
+        decay = np.exp(-dt / self.CORRELATION_S)
+        step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
+        noise = np.zeros((3, 3))
+        transition = np.eye(3)
+        for _ in range(steps):
+            transition = step @ transition
+            noise = step @ noise @ step.T
+            noise[2, 2] += self._acceleration() ** 2 * (1.0 - decay * decay)
+        full = np.kron(transition, np.eye(3))
+        self.mean = full @ self.mean
+        self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
+
+    def likelihood(self, start: int, value: np.ndarray, covariance: np.ndarray) -> float:
+        """Squared Mahalanobis distance of a measurement of state entries start to start + 3."""
+        innovation = value - self.mean[start:start + 3]
+        spread = self.covariance[start:start + 3, start:start + 3] + covariance
+        return float(innovation @ np.linalg.solve(spread, innovation))
+
+    def update(self, start: int, value: np.ndarray, covariance: np.ndarray) -> None:
+        """Take in a measurement, trusted less the further it is outside the gate."""
+        excess = self.likelihood(start, value, covariance) / GATE
+        if excess > 1.0:
+            spread = self.covariance[start:start + 3, start:start + 3]
+            covariance = covariance * excess + spread * (excess - 1.0)
+        rows = self.covariance[start:start + 3]
+        gain = np.linalg.solve(rows[:, start:start + 3] + covariance, rows).T
+        self.mean = self.mean + gain @ (value - self.mean[start:start + 3])
+        self.covariance = self.covariance - gain @ rows
+        self.covariance = 0.5 * (self.covariance + self.covariance.T)
+
+    def remember(self, elapsed_s: float) -> None:
+        """Let the size of the accelerations follow the rates."""
+        share = np.exp(-elapsed_s / self.MEMORY_S)
+        power = self.rate @ self.rate / 3.0
+        self.recent_rate = float(np.sqrt(share * self.recent_rate ** 2 + (1 - share) * power))
+
+
+class StreamEstimator:
+    """
+    Joins a camera's images, in time order, into signed motion.
+
+    :param gyroscope: estimates single images; may be shared by several streams
+    """
+
+    def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig = StreamConfig()) -> None:
+        self.gyroscope = gyroscope
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all earlier images: the next one may have any stamp."""
+        self._previous: BlurMeasurement | None = None
+        self._aligner: PairAligner | None = None
+        self._filter = RotationFilter()
+
+    def process(self, frame: Frame) -> MotionEstimate:
+        """
+        Take in the next image.
+
+        After a gap longer than `max_gap`, or with other intrinsics, the stream starts anew.
+
+        :returns: motion at the frame's mid-exposure; `usable` tells whether its sign is known
+        :raises SynchronizationError: if the stamp is not later than the last one's
+        :raises InputError: if the image cannot be used
+        """
+        previous = self._previous
+        elapsed_s = None
+        if previous is not None:
+            elapsed_s = (frame.stamp_ns - previous.frame.stamp_ns) * 1e-9
+            if elapsed_s <= 0:
+                raise SynchronizationError(
+                    f'stamp {frame.stamp_ns} ns is not after the last image\'s '
+                    f'{previous.frame.stamp_ns} ns; reset the stream to accept a time jump')
+            if elapsed_s > self.config.max_gap or frame.intrinsics != previous.frame.intrinsics:
+                self.reset()
+                previous = None
+        if previous is not None:
+            self._filter.predict(elapsed_s)
+        exposure_s = frame.exposure_time_s
+        seeds = ()
+        if previous is not None and exposure_s is not None:
+            seeds = (np.concatenate([self._filter.rate * exposure_s, np.zeros(3)]),)
+        measurement = self.gyroscope.measure(frame, seeds)
+        begin = time.perf_counter()
+        alignment = None
+        if previous is not None:
+            alignment = self._align(previous, measurement, elapsed_s)
+            if alignment is not None:
+                self._filter.update(0, alignment.motion[:3], alignment.covariance[:3, :3])
+        timing = {**measurement.timing_ms, 'align': 1e3 * (time.perf_counter() - begin)}
+        estimate = self._fuse(measurement, alignment, elapsed_s)
+        if previous is not None:
+            self._filter.remember(elapsed_s)
+        self._previous = measurement
+        return replace(estimate, timing_ms=timing)
+
+    def _align(self, previous: BlurMeasurement, current: BlurMeasurement,
+               elapsed_s: float) -> Alignment | None:
+        """Motion since the last frame, started from both blurs with either sign."""
+        if self._aligner is None:
+            self._aligner = PairAligner(current.intrinsics)
+        prediction = np.concatenate([self._filter.mean[:3], np.zeros(3)])
+        seeds = [np.zeros(6), prediction]
+        blurs = []
+        for measurement in (previous, current):
+            blur = measurement.solution.motion if measurement.informative else None
+            blurs.append(blur)
+            if blur is not None and measurement.frame.exposure_time_s is not None:
+                turn = blur * elapsed_s / measurement.frame.exposure_time_s
+                seeds += [turn, -turn]
+        alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
+                                        seeds)
+        matched = alignment is not None and alignment.similarity >= MIN_SIMILARITY
+        return alignment if matched else None
+
+    def _fuse(self, measurement: BlurMeasurement, alignment: Alignment | None,
+              elapsed_s: float | None) -> MotionEstimate:
+        """Resolve the blur's sign, update the filter and read it out."""
+        frame = measurement.frame
+        margin = 0.0
+        if frame.exposure_time_s is not None:
+            estimate = self.gyroscope.to_estimate(measurement)
+        else:
+            estimate = MotionEstimate(
+                frame.stamp_ns, None, np.zeros(3), np.zeros(3), unknown_covariance(), False, 0.0,
+                0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
+        blurred = measurement.informative and frame.exposure_time_s is not None
+        if blurred and elapsed_s is not None:
+            rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
+            against = self._filter.likelihood(3, -rate, covariance) \
+                - self._filter.likelihood(3, rate, covariance)
+            margin = 0.5 * abs(against)
+            if against < 0:
+                estimate = estimate.negated()
+            if margin >= RESOLVED_MARGIN:
+                self._filter.update(3, estimate.angular_velocity_rad_s, covariance)
+        if elapsed_s is None:
+            return estimate
+        resolved = margin >= RESOLVED_MARGIN
+        if alignment is not None and not resolved:
+            estimate = replace(
+                estimate,
+                linear_velocity_m_s=alignment.motion[3:] / elapsed_s
+                * self.gyroscope.config.scene_depth,
+                quality=max(estimate.quality, alignment.similarity),
+                inlier_share=alignment.inlier_share)
+        if resolved or alignment is not None:
+            status = EstimateStatus.OK
+        elif self.config.unresolved_sign == 'predict' and \
+                np.trace(self._filter.rate_covariance) < 3 * MAX_SPEED_STD_RAD_S ** 2:
+            status = EstimateStatus.PREDICTED
+        else:
+            return estimate
+        full = np.zeros((6, 6))
+        full[:3, :3] = estimate.covariance[:3, :3]
+        full[3:, 3:] = self._filter.rate_covariance
+        return replace(estimate, angular_velocity_rad_s=self._filter.rate.copy(),
+                       covariance=full, sign_resolved=True, sign_margin=margin, status=status)
