@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-rclpy = pytest.importorskip('rclpy')
+pytest.importorskip('rclpy')
 
+import rclpy
 from rclpy.context import Context
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node

@@ -365,9 +365,11 @@ class VisualImu(LifecycleNode):
                                 MotionEstimateMsg.EXPOSURE_PARAMETER)
         else:
             return Exposure(None, config.readout_time, MotionEstimateMsg.EXPOSURE_UNKNOWN)
-        if not (math.isfinite(exposure.time_s) and exposure.time_s > 0.0):
-            raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s} s is not '
-                               'positive; check what publishes exposure_time')
+        if not (math.isfinite(exposure.time_s) and exposure.time_s > 0.0
+                and math.isfinite(exposure.readout_s) and exposure.readout_s >= 0.0):
+            raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s} s or '
+                               f'readout time {exposure.readout_s} s is not positive; check what '
+                               'publishes exposure_time')
         if arrival.interval_s and exposure.time_s > INTERVAL_TOLERANCE * arrival.interval_s:
             raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s:.4g} s is '
                                f'longer than the frame interval of {arrival.interval_s:.4g} s; '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,16 +46,10 @@ def _descriptor(entry: dataclasses.Field) -> ParameterDescriptor:
         description=describe(entry), read_only=entry.metadata['read_only'])
     if entry.metadata['one_of']:
         descriptor.additional_constraints = f'one of: {", ".join(entry.metadata["one_of"])}'
-    if low is None and high is None:
-        return descriptor
     if isinstance(entry.default, float):
-        descriptor.floating_point_range = [FloatingPointRange(
-            from_value=-sys.float_info.max if low is None else float(low),
-            to_value=sys.float_info.max if high is None else float(high))]
-    else:
-        descriptor.integer_range = [IntegerRange(
-            from_value=-2**63 if low is None else int(low),
-            to_value=2**63 - 1 if high is None else int(high))]
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    elif isinstance(entry.default, int) and low is not None:
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
     return descriptor
 
 
