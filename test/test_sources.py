@@ -25,8 +25,9 @@ def app_folder(tmp_path: Path) -> Path:
     folder = tmp_path / 'stray'
     folder.mkdir()
     np.savetxt(folder / 'camera_matrix.csv', FULL_MATRIX, delimiter=', ')
-    poses = ''.join(f'{100 + row / 30:.9f}, {row:06d}, {0.03 * row}, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0\n'
-                    for row in range(ROWS))
+    poses = ''.join(
+        f'{100 + row / 30:.9f}, {row:06d}, {0.03 * row}, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0\n'
+        for row in range(ROWS))
     (folder / 'odometry.csv').write_text(
         f'timestamp, frame, x, y, z, qx, qy, qz, qw\n{poses}')
     samples = ''.join(f'{99.9 + k / 100:.9f}, 0.0, 0.0, 9.8, {0.1 * k:.3f}, 0.2, -0.3\n'
@@ -88,6 +89,17 @@ def test_exposure_is_assumed_and_said_so(app_folder: Path):
     assert '0.01 s' in recording.assumptions[0]
     other = open_recording(app_folder, options=RecordingOptions(exposure_time_s=0.005))
     assert other.streams[0].records[0].exposure_time_s == 0.005
+
+
+def test_empty_exposure_cells_are_assumed(app_folder: Path):
+    lines = (app_folder / 'odometry.csv').read_text().splitlines()
+    exposures = ['exposure', '0.004', '0.005', '', *['0.006'] * (ROWS - 3)]
+    (app_folder / 'odometry.csv').write_text(
+        '\n'.join(f'{line}, {exposure}' for line, exposure in zip(lines, exposures)))
+    recording = open_recording(app_folder)
+    assert [record.exposure_time_s for record in recording.streams[0].records] == [
+        0.005, 0.01, 0.006, 0.006, 0.006, 0.006]
+    assert len(recording.assumptions) == 1
 
 
 def test_linear_velocity_comes_from_the_poses(app_folder: Path):
@@ -208,14 +220,17 @@ def test_sources_that_are_nothing(tmp_path: Path, sequence_folder: Path):
     with pytest.raises(DataFormatError, match='does not exist'):
         open_recording(tmp_path / 'absent')
     (tmp_path / 'empty').mkdir()
-    for kind, message in (('auto', 'no known recording'), ('sequence', r'cannot read .*frames.csv'),
-                          ('strayscanner', 'cannot read'), ('rosbag', 'cannot read bag')):
+    for kind, message in (
+            ('auto', 'no known recording'), ('sequence', r'cannot read .*frames.csv'),
+            ('strayscanner', 'cannot read'), ('rosbag', 'cannot read bag')):
         with pytest.raises(DataFormatError, match=message):
             open_recording(tmp_path / 'empty', kind)
     with pytest.raises(DataFormatError, match=r'neither a folder nor a .mcap'):
         open_recording(sequence_folder / 'frames.csv')
     with pytest.raises(ConfigError, match='image size "320x224" is for StrayScanner'):
         open_recording(sequence_folder, options=RecordingOptions(image_size='320x224'))
+    with pytest.raises(ConfigError, match='topics are for rosbags'):
+        open_recording(sequence_folder, options=RecordingOptions(imu_topic='/imu'))
 
 
 def test_stamp_references_meet_at_the_centre_row():

@@ -85,7 +85,7 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
     Frames that cannot be used are skipped and counted by reason.
 
     :param mode: `single`, each image by itself and unsigned, or `stream`, causal and signed
-    :param progress: show a bar on stderr
+    :param progress: show a bar on stderr where that is a terminal
     :raises ConfigError: if the mode is unknown
     :raises DataFormatError: if no frame at all could be estimated
     :raises SynchronizationError: if no image lies within the gyroscope's record
@@ -93,7 +93,8 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
     _check_mode(mode)
     from image_as_imu_ros.stream import StreamEstimator
     skipped, times_ms, results = Counter(recording.skipped), [], []
-    with tqdm(total=recording.frame_count, unit='frame', disable=not progress) as bar:
+    with tqdm(total=recording.frame_count, unit='frame',
+              disable=None if progress else True) as bar:
         for stream in recording.streams:
             step = gyroscope.estimate if mode == 'single' else StreamEstimator(
                 gyroscope, stream_config).process
@@ -301,8 +302,8 @@ def _uncertainty(samples: Samples, mode: str) -> dict[str, float | None]:
     return {
         'sign_accuracy': (
             metrics.sign_accuracy(estimate, reference) if mode == 'stream' else None),
-        'nees_mean': metrics.mean_nees(signed, reference, covariance),
-        'coverage_95': metrics.coverage_95(signed, reference, covariance),
+        'nees_mean': _number(metrics.mean_nees(signed, reference, covariance)),
+        'coverage_95': _number(metrics.coverage_95(signed, reference, covariance)),
     }
 
 
@@ -320,5 +321,10 @@ def _time_offset(recording: Recording, results: tuple[StreamEstimates, ...],
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """Plain numbers for JSON, None for NaN."""
-    return [float(value) if np.isfinite(value) else None for value in values]
+    """Plain numbers for JSON."""
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float | None:
+    """Plain number for JSON, None for NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -97,7 +97,8 @@ def plot_angular_velocity(evaluation: Evaluation, result: StreamEstimates) -> Fi
     gyroscope = recording.gyroscope if result.stream.R_gyro_camera is not None else None
 
     figure = Figure(figsize=(10, 7), layout='constrained')
-    for axis, axes in enumerate(figure.subplots(3, 1, sharex=True)):
+    rows = figure.subplots(3, 1, sharex=True)
+    for axis, axes in enumerate(rows):
         if gyroscope is not None:
             _plot_gyroscope(axes, (gyroscope.t_ns - origin_ns) * 1e-9,
                             gyroscope.angular_velocity_rad_s[:, axis], t_s)
@@ -114,8 +115,8 @@ def plot_angular_velocity(evaluation: Evaluation, result: StreamEstimates) -> Fi
         if known.size:
             margin = 0.1 * max(np.ptp(known), 0.5)
             axes.set_ylim(known.min() - margin, known.max() + margin)
-    axes.set_xlabel('time [s]')
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    rows[0].legend(loc='lower left', bbox_to_anchor=(0.0, 1.0), ncol=4, frameon=False)
+    rows[-1].set_xlabel('time [s]')
     signs = 'own signs' if evaluation.mode == 'stream' else 'signs taken from the gyroscope'
     figure.suptitle(f'{recording.name}, {result.stream.camera}: angular velocity, {signs}')
     return figure

@@ -154,7 +154,7 @@ def _frame_messages(build: _MessageBuilder, stream: Stream, image_topic: str, co
     """Camera info, exposure and image of each frame, when the image has been read out."""
     frames = zip(stream.records, stream.read())
     for record, stored in tqdm(frames, total=len(stream.records), unit='image',
-                               disable=not progress):
+                               disable=None if progress else True):
         start_ns = _start_ns(record)
         arrival_ns = 2 * record.stamp_ns - start_ns
         try:

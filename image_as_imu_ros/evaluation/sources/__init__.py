@@ -30,6 +30,9 @@ def open_recording(source: Path, kind: str = 'auto',
     if kind != 'strayscanner' and options.image_size not in (None, 'full'):
         raise ConfigError(f'image size "{options.image_size}" is for StrayScanner folders; '
                           f'{source} is a {kind}, whose images are taken as they are')
+    if kind != 'rosbag' and any((options.image_topic, options.camera_info_topic,
+                                 options.imu_topic, options.exposure_topic)):
+        raise ConfigError(f'topics are for rosbags; {source} is a {kind}')
     if kind == 'rosbag':
         from image_as_imu_ros.evaluation.sources.rosbag import open_rosbag
         return open_rosbag(source, options)

@@ -10,6 +10,7 @@ middle of the exposure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ from image_as_imu_ros.types import CameraIntrinsics
 R_GYRO_CAMERA = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """From the camera's optical axes to the iPhone's gyroscope axes."""
 
+CAMERA = 'camera'
 ASSUMED_EXPOSURE_TIME_S = 0.01
 DEFAULT_IMAGE_SIZE = '320x224'
 
@@ -52,12 +54,16 @@ def open_strayscanner(folder: Path, options: RecordingOptions) -> Recording:
     if image_size not in (DEFAULT_IMAGE_SIZE, 'full'):
         raise ConfigError(f'image size "{image_size}" of a StrayScanner folder is not '
                           f'"{DEFAULT_IMAGE_SIZE}" or "full"')
+    if not fnmatchcase(CAMERA, options.camera or '*'):
+        raise ConfigError(f'no camera of {folder} is called "{options.camera}"; '
+                          f'there is one: {CAMERA}')
     stamps_ns, positions_m, R_world_camera, exposures_s = _read_odometry(folder)
     assumptions = []
-    if exposures_s is None:
-        exposure_s = options.exposure_time_s or ASSUMED_EXPOSURE_TIME_S
-        exposures_s = np.full(len(stamps_ns), exposure_s)
-        assumptions.append(f'exposure time {exposure_s} s: the recording does not state it')
+    unknown = np.isnan(exposures_s)
+    if unknown.any():
+        assumed_s = options.exposure_time_s or ASSUMED_EXPOSURE_TIME_S
+        exposures_s[unknown] = assumed_s
+        assumptions.append(f'exposure time {assumed_s} s, where the recording does not state it')
     stored_m_s, reference_m_s = _linear_velocities(folder, stamps_ns, positions_m, R_world_camera)
 
     numbers, intrinsics, read = _images(folder, image_size, len(stamps_ns))
@@ -76,7 +82,7 @@ def open_strayscanner(folder: Path, options: RecordingOptions) -> Recording:
     rotation = R_GYRO_CAMERA if options.R_gyro_camera is None else options.R_gyro_camera
     return Recording(
         folder, 'strayscanner', image_size,
-        (Stream('camera', records, lambda: read(numbers), rotation),),
+        (Stream(CAMERA, records, lambda: read(numbers), rotation),),
         _read_gyroscope(folder, skipped), tuple(assumptions), skipped)
 
 
@@ -98,8 +104,8 @@ def _crop_corner() -> tuple[int, int]:
     return (_RESIZED_PX[0] - _CROPPED_PX[0]) // 2, (_RESIZED_PX[1] - _CROPPED_PX[1]) // 2
 
 
-def _read_odometry(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Stamps (N,) ns, positions (N, 3) m, rotations (N, 3, 3) and exposures (N,) s per image."""
+def _read_odometry(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Stamps (N,) ns, positions (N, 3) m, rotations (N, 3, 3) and exposures (N,) s, or NaN."""
     odometry = folder / 'odometry.csv'
     if odometry.is_file():
         table, names, first = Table(odometry, ('timestamp', *_POSE_COLUMNS)), _POSE_COLUMNS, 1
@@ -111,8 +117,10 @@ def _read_odometry(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
         R_world_camera = Rotation.from_quat(poses[:, 3:]).as_matrix()
     except ValueError as error:
         raise DataFormatError(f'{table.path}: a quaternion is not valid: {error}') from error
-    exposures_s = table.numbers('exposure')[first:] if 'exposure' in table else None
-    return table.stamps_ns('timestamp')[first:], poses[:, :3], R_world_camera, exposures_s
+    exposures_s = (table.numbers('exposure') if 'exposure' in table
+                   else np.full(len(table), np.nan))
+    return (table.stamps_ns('timestamp')[first:], poses[:, :3], R_world_camera,
+            exposures_s[first:])
 
 
 def _linear_velocities(folder: Path, stamps_ns: np.ndarray, positions_m: np.ndarray,
