@@ -230,7 +230,7 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
     statuses = Counter(estimate.status.name for result in results
                        for estimate in result.estimates if estimate is not None)
     percentiles = np.percentile(times_ms, (50, 95, 99)).tolist() if times_ms else [None] * 3
-    reference = pooled.angular_references_rad_s['paper'][pooled.scorable('paper')]
+    reference = pooled.angular_references_rad_s['interpolated'][pooled.scorable('interpolated')]
     return Evaluation(recording, mode, results, {
         'source': str(recording.source),
         'kind': recording.kind,
