@@ -31,7 +31,7 @@ test: install
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 demo: install
-	$(BIN)/image-as-imu demo $(if $(SOURCE),--source '$(SOURCE)') --output demo $(DEMO_ARGS)
+	$(BIN)/image-as-imu demo $(if $(SOURCE),--source '$(SOURCE)') $(DEMO_ARGS)
 
 lint: install
 	$(BIN)/ruff check .
