@@ -13,6 +13,7 @@ COLUMNS, ROWS = 4, 4
 TILE_WIDTH_PX = 480
 ARROWS_PER_ROW = 8
 CAPTION_PX = 44
+UNKNOWN_EXPOSURE_S = 0.01
 ARROW_COLOUR, REFERENCE_COLOUR, SHADOW = (255, 205, 60), (235, 235, 235), (0, 0, 0)
 
 
@@ -20,8 +21,10 @@ def contact_sheet(evaluation: Evaluation, scene_depth_m: float) -> np.ndarray:
     """
     Lay out frames of the first stream, the most blurred of each stretch of time.
 
-    Each arrow is the path of a scene point during the exposure, as the estimate has it.
+    Each arrow is the path of a scene point during the exposure, as the estimate has it, or
+    during 10 ms where the exposure is unknown.
 
+    :param evaluation: with at least one estimate
     :param scene_depth_m: distance at which the estimates' linear velocities hold
     :returns: (H, W, 3) uint8 RGB
     """
@@ -29,10 +32,9 @@ def contact_sheet(evaluation: Evaluation, scene_depth_m: float) -> np.ndarray:
     samples = samples_of(evaluation.recording, result, evaluation.mode)
     angular = samples.angular_rad_s
     reference = samples.angular_references_rad_s['interpolated']
-    with_path = [row for row, estimate in enumerate(result.estimates)
-                 if estimate is not None and estimate.exposure_time_s and samples.has_estimate[row]]
+    stretches = np.array_split(np.flatnonzero(samples.has_estimate), COLUMNS * ROWS)
     chosen = {max(stretch, key=lambda row: result.estimates[row].blur_extent_px)
-              for stretch in np.array_split(with_path, COLUMNS * ROWS) if len(stretch)}
+              for stretch in stretches if len(stretch)}
     start_ns = samples.stamp_ns[0]
     tiles = []
     for row, stored in enumerate(result.stream.read()):
@@ -61,7 +63,8 @@ def _with_arrows(image: np.ndarray, intrinsics: CameraIntrinsics, estimate: Moti
     motion = np.concatenate([estimate.angular_velocity_rad_s,
                              estimate.linear_velocity_m_s / scene_depth_m])
     points = pixel_grid(TILE_WIDTH_PX, height, TILE_WIDTH_PX // ARROWS_PER_ROW).reshape(-1, 2)
-    paths = motion_field_matrix(points, intrinsics) @ motion * estimate.exposure_time_s
+    paths = motion_field_matrix(points, intrinsics) @ motion * (
+        estimate.exposure_time_s or UNKNOWN_EXPOSURE_S)
     for colour, thickness in ((SHADOW, 4), (ARROW_COLOUR, 2)):
         for point, path in zip(points, paths):
             tail, head = (np.rint(point + side * path).astype(int).tolist()

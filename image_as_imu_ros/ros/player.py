@@ -8,7 +8,7 @@ import logging
 import os
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import rclpy
@@ -23,8 +23,7 @@ from rosgraph_msgs.msg import Clock
 from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
-from image_as_imu_ros.evaluation.sources.rosbag import (
-    COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, open_bag)
+from image_as_imu_ros.evaluation.sources.rosbag import COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, open_bag
 
 LARGE_IMAGES_PROFILE = Path(__file__).with_name('fastdds_large_images.xml')
 """Fast DDS profile whose shared-memory segment has room for images."""
@@ -33,6 +32,7 @@ QUEUE_DEPTH = 50
 LATCHED_QUEUE_DEPTH = 1000
 CLOCK_PERIOD_S = 0.01
 POLL_PERIOD_S = 0.05
+BAR_FORMAT = 'playing: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s'
 SETTLING_S = 0.5
 """From the discovery of one subscription of a node to that of its others."""
 
@@ -178,8 +178,7 @@ class Player:
         if first is None:
             raise DataFormatError('the bag has no messages')
         recorded_s = (self._reader.end_time - first[1]) * 1e-9
-        with tqdm(total=recorded_s, desc='playing', unit='s',
-                  bar_format='{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s') as progress:
+        with tqdm(total=recorded_s, bar_format=BAR_FORMAT) as progress:
             begin_ns, begin_wall_ns, begin_recorded_ns = (
                 time.monotonic_ns(), time.time_ns(), first[1])
             for connection, recorded_ns, data in itertools.chain([first], messages):

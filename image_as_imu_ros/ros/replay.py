@@ -61,7 +61,8 @@ def replay(bag: Path, config: VisualImuConfig, folder: Path) -> Replay:
     :param bag: as written by `write_rosbag`
     :param config: of the node, which must start itself
     :param folder: existing; takes node.yaml, the parameters, and node.log, the output of the node
-    :raises ImageAsImuError: if the node does not start or dies, or the bag cannot be played
+    :raises ImageAsImuError: if the node does not start, dies or publishes nothing, or the bag
+        cannot be played
     """
     parameters = folder / 'node.yaml'
     values = dataclasses.asdict(config)
@@ -84,6 +85,8 @@ def replay(bag: Path, config: VisualImuConfig, folder: Path) -> Replay:
     motions = {stamp_to_ns(message.header.stamp): message
                for _, message in recorder.messages[MOTION_TOPIC]}
     imus = [message for _, message in recorder.messages[IMU_TOPIC]]
+    if not imus:
+        raise ImageAsImuError(f'the node published no Imu message; see {log}')
     own_motions = [motions[stamp_to_ns(imu.header.stamp)] for imu in imus]
     return Replay(
         tuple(_estimate(imu, motion) for imu, motion in zip(imus, own_motions)),

@@ -47,7 +47,7 @@ class RecordingConfig:
     gyro_rate: float = setting(200.0, 'gyroscope samples per second', unit='Hz',
                                low=10.0, high=10000.0)
     gyro_noise: float = setting(0.01, 'gyroscope noise of a sample', unit='rad/s', low=0.0)
-    gyro_bias: float = setting(0.01, 'rms of the gyroscope\'s constant bias', unit='rad/s',
+    gyro_bias: float = setting(0.01, 'rms of the constant bias of the gyroscope', unit='rad/s',
                                low=0.0)
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class Oscillation:
     @classmethod
     def random(cls, rng: np.random.Generator, rms: tuple[float, float, float],
                band_hz: tuple[float, float], terms: int = 12) -> Oscillation:
-        """Draw terms evenly over the logarithm of a frequency band, with the given rms per axis."""
+        """Draw terms, evenly over the octaves of a frequency band, with the given rms per axis."""
         edges = np.geomspace(*band_hz, terms + 1)[:, None]
         frequency_hz = edges[:-1] * (edges[1:] / edges[:-1]) ** rng.random((terms, 3))
         amplitude = rng.uniform(0.3, 1.0, (terms, 3))
