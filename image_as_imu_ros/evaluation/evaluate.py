@@ -218,11 +218,7 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
             times_ms: list[float], skipped: dict[str, int]) -> Evaluation:
     """Pool the streams and compute every metric."""
     parts = [samples_of(recording, result, mode) for result in results]
-    pooled = Samples(*(np.concatenate([getattr(part, name) for part in parts]) for name in (
-        'stamp_ns', 'angular_rad_s', 'linear_m_s', 'covariance')), *(
-        {protocol: np.concatenate([getattr(part, name)[protocol] for part in parts])
-         for protocol in PROTOCOLS}
-        for name in ('angular_references_rad_s', 'linear_references_m_s')))
+    pooled = _pooled(parts)
     if not pooled.scorable('interpolated').any():
         raise SynchronizationError(
             f'no image of {recording.source} lies within the record of its gyroscope; '
@@ -252,6 +248,19 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
     })
 
 
+def _pooled(parts: list[Samples]) -> Samples:
+    """Concatenate the samples of several streams."""
+    return Samples(
+        np.concatenate([part.stamp_ns for part in parts]),
+        np.concatenate([part.angular_rad_s for part in parts]),
+        np.concatenate([part.linear_m_s for part in parts]),
+        np.concatenate([part.covariance for part in parts]),
+        {protocol: np.concatenate([part.angular_references_rad_s[protocol] for part in parts])
+         for protocol in PROTOCOLS},
+        {protocol: np.concatenate([part.linear_references_m_s[protocol] for part in parts])
+         for protocol in PROTOCOLS})
+
+
 def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
     """
     Errors under one protocol.
@@ -270,7 +279,7 @@ def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
     moving = np.isfinite(linear_reference).all(axis=1)
     measured = has_estimate[rows]
 
-    def translation_rmse(estimate: np.ndarray) -> list[float] | None:
+    def translation_rmse(estimate: np.ndarray) -> list[float | None] | None:
         return _numbers(metrics.rmse(estimate[moving], linear_reference[moving])) \
             if moving.any() else None
 

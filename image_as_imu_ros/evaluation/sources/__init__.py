@@ -9,6 +9,8 @@ from image_as_imu_ros.evaluation.sources.recording import Recording, RecordingOp
 from image_as_imu_ros.evaluation.sources.sequence import is_sequence, open_sequence
 from image_as_imu_ros.evaluation.sources.strayscanner import is_strayscanner, open_strayscanner
 
+__all__ = ['KINDS', 'Recording', 'RecordingOptions', 'open_recording']
+
 KINDS = ('rosbag', 'strayscanner', 'sequence')
 
 

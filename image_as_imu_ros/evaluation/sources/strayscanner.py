@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -167,13 +168,10 @@ def _images(folder: Path, image_size: str, count: int) -> tuple[
             stored_image_file(files[number]) for number in numbers)
     files = _numbered_files(full)
     if files:
-        def read(numbers: list[int]) -> Iterator[StoredImage]:
-            for number in numbers:
-                path = files[number]
-                yield StoredImage(lambda path=path: resize_and_crop(read_image_file(path))) \
-                    if small else stored_image_file(path)
         height, width = read_image_file(next(iter(files.values()))).shape[:2]
-        return list(files), _intrinsics(folder, small, width, height), read
+        return list(files), _intrinsics(folder, small, width, height), lambda numbers: (
+            StoredImage(partial(_read_small, files[number])) if small
+            else stored_image_file(files[number]) for number in numbers)
     if not video.is_file():
         wanted = f'{processed.name}/, {full.name}/' if small else f'{full.name}/'
         raise DataFormatError(f'{folder} has no images: none of {wanted} or {video.name}')
@@ -211,9 +209,13 @@ def _read_video(video: Path, small: bool, count: int) -> Iterator[StoredImage]:
             found, image = capture.read()
             if not found:
                 return
-            yield StoredImage(lambda image=image: _from_video(image, small))
+            yield StoredImage(partial(_from_video, image, small))
     finally:
         capture.release()
+
+
+def _read_small(path: Path) -> np.ndarray:
+    return resize_and_crop(read_image_file(path))
 
 
 def _from_video(image_bgr: np.ndarray, small: bool) -> np.ndarray:

@@ -22,7 +22,7 @@ class Table:
     def __init__(self, path: Path, required: Sequence[str]) -> None:
         self.path = path
         try:
-            with path.open(newline='', encoding='utf-8') as file:
+            with path.open(newline='', encoding='utf-8-sig') as file:
                 lines = [line for line in csv.reader(file, skipinitialspace=True)
                          if line and not line[0].startswith('#')]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
