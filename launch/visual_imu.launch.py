@@ -30,7 +30,8 @@ ARGUMENTS = {
     'autostart': ('true', 'false leaves configuring and activating to others'),
     'image_topic': ('image', 'images to measure'),
     'camera_info_topic': ('', 'their intrinsics; empty for camera_info beside image_topic'),
-    'exposure_topic': ('exposure_time', 'their exposure times, where use_exposure_topic is true'),
+    'exposure_topic': ('', 'their exposure times, with use_exposure_topic:=true; '
+                           'empty for exposure_time beside image_topic'),
 }
 PARAMETERS = {name: describe(entry) for name, _, entry in ros_parameters()
               if name not in ARGUMENTS}
@@ -59,14 +60,15 @@ def start(context: LaunchContext) -> list[Action]:
     overrides['autostart'] = False  # of the node itself: here its state is changed from outside
     if given['use_sim_time']:
         overrides['use_sim_time'] = given['use_sim_time'].lower() == 'true'
-    info_topic = given['camera_info_topic'] or str(
-        PurePosixPath(given['image_topic']).with_name('camera_info'))
+    image_topic = PurePosixPath(given['image_topic'])
+    info_topic = given['camera_info_topic'] or image_topic.with_name('camera_info')
+    exposure_topic = given['exposure_topic'] or image_topic.with_name('exposure_time')
     node = LifecycleNode(
         package=PACKAGE, executable='visual_imu', name='visual_imu',
         namespace=given['namespace'], output='screen',
         parameters=[given['params_file'], overrides],
-        remappings=[('image', given['image_topic']), ('camera_info', info_topic),
-                    ('exposure_time', given['exposure_topic'])],
+        remappings=[('image', str(image_topic)), ('camera_info', str(info_topic)),
+                    ('exposure_time', str(exposure_topic))],
         ros_arguments=['--log-level', f'visual_imu:={given["log_level"]}'])
     if given['autostart'].lower() != 'true':
         return [node]
