@@ -13,17 +13,20 @@ pytest.importorskip('rclpy')
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SECONDS = 2.5
+RATE = 0.25
+"""Slow motion: other work on the machine of the tests shall not decide about them."""
 
 
 def run_demo(*arguments):
     return subprocess.run([sys.executable, '-m', 'image_as_imu_ros', 'demo', *arguments],
-                          cwd=CHECKOUT, capture_output=True, text=True, timeout=150)
+                          cwd=CHECKOUT, capture_output=True, text=True, timeout=170)
 
 
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     output = tmp_path_factory.mktemp('demo') / 'demo'
-    result = run_demo('--seconds', str(SECONDS), '--seed', '2', '--output', str(output))
+    result = run_demo('--seconds', str(SECONDS), '--seed', '2', '--rate', str(RATE),
+                      '--output', str(output))
     assert result.returncode == 0, result.stderr
     return output, result.stdout, json.loads((output / 'summary.json').read_text())
 
@@ -31,7 +34,7 @@ def demo(tmp_path_factory):
 def test_nearly_every_image_gives_an_imu_message(demo):
     _, printed, summary = demo
     assert summary['frames'] == round(30 * SECONDS)
-    assert 0.8 * summary['frames'] <= summary['imu_messages'] <= summary['frames']
+    assert 0.9 * summary['frames'] <= summary['imu_messages'] <= summary['frames']
     assert f'{summary["frames"]} images in, {summary["imu_messages"]} Imu messages out' in printed
     assert 0 < summary['frame_ms']['p50'] < 1000
 

@@ -16,6 +16,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
+from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
@@ -189,6 +190,17 @@ def test_what_is_no_bag_is_an_error_of_one_line(tmp_path, content):
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert len(errors.splitlines()) == 1 and str(path) in errors
+
+
+def test_a_bag_of_ros_1_is_refused(tmp_path):
+    store = get_typestore(Stores.ROS1_NOETIC)
+    with Ros1Writer(tmp_path / 'old.bag') as writer:
+        connection = writer.add_connection('/note', 'std_msgs/msg/String', typestore=store)
+        message = store.types['std_msgs/msg/String']('hello')
+        writer.write(connection, 1, store.serialize_ros1(message, 'std_msgs/msg/String'))
+    with player(tmp_path / 'old.bag') as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and 'rosbags-convert' in errors
 
 
 @pytest.mark.parametrize('options', [{'rate': 0.0}, {'rate': float('nan')},

@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='length of the simulated recording (default: 10)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='seed of the simulated recording (default: 0)')
+    parser.add_argument('--rate', type=float, default=1.0, metavar='R',
+                        help='speed of the replay; 1 is as recorded (default)')
     add_recording_arguments(parser)
     add_config_arguments(parser)
 
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = replace(config, node=replace(
         config.node, autostart=True, max_latency=0.0, use_exposure_topic=exposure_known))
     logger.info('3/4 starting the node and playing the bag to it: %s', output / 'node.log')
-    replay = replay_bag(bag, config, output)
+    replay = replay_bag(bag, config, output, arguments.rate)
 
     logger.info('4/4 comparing with the gyroscope')
     evaluation = score(replay.estimates, open_recording(bag))

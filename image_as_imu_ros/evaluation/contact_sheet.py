@@ -32,16 +32,17 @@ def contact_sheet(evaluation: Evaluation, scene_depth_m: float) -> np.ndarray:
     samples = samples_of(evaluation.recording, result, evaluation.mode)
     angular = samples.angular_rad_s
     reference = samples.angular_references_rad_s['interpolated']
-    stretches = np.array_split(np.flatnonzero(samples.has_estimate), COLUMNS * ROWS)
-    chosen = {max(stretch, key=lambda row: result.estimates[row].blur_extent_px)
-              for stretch in stretches if len(stretch)}
+    estimates = {row: estimate for row, estimate in enumerate(result.estimates)
+                 if estimate is not None and samples.has_estimate[row]}
+    chosen = {max(stretch, key=lambda row: estimates[row].blur_extent_px)
+              for stretch in np.array_split(list(estimates), COLUMNS * ROWS) if len(stretch)}
     start_ns = samples.stamp_ns[0]
     tiles = []
     for row, stored in enumerate(result.stream.read()):
         if row not in chosen:
             continue
         picture = _with_arrows(stored.decode(), result.stream.records[row].intrinsics,
-                               result.estimates[row], scene_depth_m)
+                               estimates[row], scene_depth_m)
         tiles.append(np.concatenate([picture, _caption(
             (samples.stamp_ns[row] - start_ns) * 1e-9, angular[row], reference[row])]))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
@@ -70,7 +71,7 @@ def _with_arrows(image: np.ndarray, intrinsics: CameraIntrinsics, estimate: Moti
             tail, head = (np.rint(point + side * path).astype(int).tolist()
                           for side in (-0.5, 0.5))
             cv2.arrowedLine(tile, tail, head, colour, thickness, cv2.LINE_AA,
-                            tipLength=min(0.4, 6 / max(np.linalg.norm(path), 1e-6)))
+                            tipLength=min(0.4, 6 / max(float(np.linalg.norm(path)), 1e-6)))
     return tile
 
 

@@ -117,6 +117,9 @@ class Player:
         self._reader = reader
         self._options = options
         self._statistics = statistics
+        if not reader.is2:
+            raise DataFormatError('a bag of ROS 1 cannot be played; convert it to a rosbag2 with '
+                                  '`rosbags-convert`')
         self._channels: dict[int, Channel] = {}
         for connection in reader.connections:
             self._advertise(connection)

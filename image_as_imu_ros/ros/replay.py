@@ -54,13 +54,14 @@ class Replay:
     processing_s: np.ndarray
 
 
-def replay(bag: Path, config: VisualImuConfig, folder: Path) -> Replay:
+def replay(bag: Path, config: VisualImuConfig, folder: Path, rate: float = 1.0) -> Replay:
     """
-    Start the node, play a bag to it at the recorded rate and record its messages.
+    Start the node, play a bag to it and record its messages.
 
     :param bag: as written by `write_rosbag`
     :param config: of the node, which must start itself
     :param folder: existing; takes node.yaml, the parameters, and node.log, the output of the node
+    :param rate: speed of the replay, 1 as recorded
     :raises ImageAsImuError: if the node does not start, dies or publishes nothing, or the bag
         cannot be played
     """
@@ -76,7 +77,7 @@ def replay(bag: Path, config: VisualImuConfig, folder: Path) -> Replay:
                    str(parameters.resolve()), *remaps, output=output) as node):
         _wait_until_active(node, recorder, log)
         with _running('image_as_imu_ros', 'play', str(bag.resolve()),
-                      '--wait-for-subscribers', '30') as player:
+                      '--rate', str(rate), '--wait-for-subscribers', '30') as player:
             if player.wait() != 0:
                 raise ImageAsImuError(f'the player failed with status {player.returncode}')
         _wait_for_silence(recorder)
