@@ -112,7 +112,7 @@ def launched(observer: rclpy.node.Node, tmp_path: Path) -> Iterator[Callable[...
 def test_parameter_file_gives_the_defaults_in_any_namespace() -> None:
     rclpy.init(args=['--ros-args', '--params-file', str(PARAMS_FILE), '-r', '__ns:=/cam'])
     try:
-        node = rclpy.create_node('visual_imu', automatically_declare_parameters_from_overrides=True)
+        node = rclpy.create_node('in_file', automatically_declare_parameters_from_overrides=True)
         assert {name for name, _, _ in ros_parameters()} <= set(node.get_parameters_by_prefix(''))
         node.destroy_node()
         node = rclpy.create_node('renamed')
