@@ -114,6 +114,29 @@ def test_evaluate_writes_a_report_and_prints_its_table(sequence_folder: Path, tm
     assert summary['frame_ms']['p50'] > 0.0
 
 
+def test_evaluate_pools_cameras(sequence_folder: Path, tmp_path: Path):
+    table = sequence_folder / 'frames.csv'
+    header, *rows = table.read_text().splitlines()
+    table.write_text('\n'.join([f'{header},camera,wx,wy,wz'] + [
+        f'{row},{camera},1,2,3' for camera in ('left', 'rear:c') for row in rows[:4]]))
+    arguments = ['evaluate', str(sequence_folder), '--mode', 'single', '--output']
+    assert main([*arguments, str(tmp_path / 'both')]) == 0
+    assert main([*arguments, str(tmp_path / 'rear'), '--camera', 'rear*']) == 0
+    both, rear = (json.loads((tmp_path / name / 'summary.json').read_text())
+                  for name in ('both', 'rear'))
+    assert (both['frames'], rear['frames']) == (8, 4)
+    assert both['evaluated'] == 2 * rear['evaluated']
+    np.testing.assert_allclose(
+        both['protocols']['interpolated']['rotation_rmse_oracle_sign_rad_s'],
+        rear['protocols']['interpolated']['rotation_rmse_oracle_sign_rad_s'], atol=1e-3)
+    np.testing.assert_allclose(both['zero_rotation_rmse_rad_s'], [1.0, 2.0, 3.0])
+    assert {path.name for path in (tmp_path / 'both').glob('angular*')} == {
+        'angular_velocity_left.png', 'angular_velocity_rear_c.png'}
+    cameras = [line.split(',')[-1]
+               for line in (tmp_path / 'both' / 'estimates.csv').read_text().splitlines()]
+    assert cameras == ['camera', *['left'] * 4, *['rear:c'] * 4]
+
+
 def test_evaluate_skips_bad_frames_and_counts_them(sequence_folder: Path, tmp_path: Path, capsys):
     (sequence_folder / 'frames' / '0005.jpg').write_bytes(b'')
     table = sequence_folder / 'frames.csv'
