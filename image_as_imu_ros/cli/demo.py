@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     :raises ImageAsImuError: if ROS is missing or a step fails
     """
     import logging
+    import os
     import shutil
     import signal
     from dataclasses import asdict, replace
@@ -58,7 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
                           'ROS installation') from error
     logger = logging.getLogger(__name__)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends the node as well
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     config, options = read_config(arguments), read_recording_options(arguments)
+    if Path(config.estimator.weights).is_file():  # the node runs in another folder
+        weights = str(Path(config.estimator.weights).resolve())
+        config = replace(config, estimator=replace(config.estimator, weights=weights))
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     source = arguments.source
