@@ -72,9 +72,10 @@ class Monitor:
             self._dropped.append(time.monotonic())
             self._last_drop = f'{cause.value}: {reason}'
 
-    def estimated(self) -> None:
-        """Count an image whose motion was estimated."""
+    def estimated(self, facts: dict[str, str]) -> None:
+        """Count an image whose motion was estimated, and keep what is to be told of it."""
         with self._lock:
+            self.facts |= facts
             self._totals['estimated'] += 1
             self._estimated.append(time.monotonic())
 

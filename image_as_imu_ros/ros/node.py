@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistWithCovarianceStamped
 from rclpy.clock import Clock, ClockType
@@ -24,6 +25,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
@@ -34,6 +36,7 @@ from image_as_imu_ros.msg import ExposureTime
 from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
 from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
+from image_as_imu_ros.ros.inbox import Arrival, Inbox
 from image_as_imu_ros.ros.parameters import declare_parameters, read_config
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import CameraIntrinsics, Frame, MotionEstimate
@@ -42,10 +45,8 @@ OUTPUT_DEPTH = 10
 COMPANION_DEPTH = 10
 """Queue depth of camera_info and exposure_time; images have 1, so that the newest wins."""
 
-COMPANION_WAIT_S = 0.05
-"""How long an image waits for the camera_info and exposure that were sent along with it."""
-
-KEPT_EXPOSURES = 64
+STOP_WAIT_S = 1.0
+"""How long the end of the image in work is waited for; an interrupted node ends within 2 s."""
 
 INTERVAL_TOLERANCE = 1.1
 """Exposures up to this many frame intervals pass: stamps jitter."""
@@ -82,18 +83,6 @@ def dropping(cause: DropCause) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """An image as it came from the wire."""
-
-    msg: Image | CompressedImage
-    stamp_ns: int
-    interval_s: float | None
-    """Since the stamp of the image before; None for the first one and after a jump."""
-    arrived_s: float
-    """On the monotonic clock."""
-
-
-@dataclass(frozen=True)
 class Exposure:
     """Exposure of one image and where it is known from (EXPOSURE_ of MotionEstimate.msg)."""
 
@@ -117,18 +106,11 @@ class VisualImu(LifecycleNode):
         self._gyroscope: VisualGyroscope | None = None
         self._stream: StreamEstimator | None = None
         self._transforms: Any = None
-        self._inputs: list[Any] = []
+        self._transform_listener: Any = None
+        self._subscribed: list[Subscription] = []
+        self._inbox: Inbox | None = None
         self._worker: threading.Thread | None = None
         self._last_warning_s: dict[DropCause, float] = {}
-
-        # Shared with the worker, guarded by the condition.
-        self._condition = threading.Condition()
-        self._stopping = False
-        self._waiting: Arrival | None = None
-        self._camera_info: CameraInfo | None = None
-        self._exposures: dict[int, ExposureTime] = {}
-
-        self._newest_arrival_ns: int | None = None
         self._newest_frame_ns: int | None = None
 
         declare_parameters(self)
@@ -145,46 +127,15 @@ class VisualImu(LifecycleNode):
     # Transitions
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the weights and warm up; refused with the reason in the log."""
-        config = read_config(self)
-        try:
-            if config.node.output_frame:
-                self._listen_to_transforms()
-            self._gyroscope = VisualGyroscope(config.estimator)
-            self._stream = StreamEstimator(self._gyroscope, config.stream)
-            warm_up(self._gyroscope)
-        except Exception as error:
-            self._free()
-            reason = one_line(error)
-            self._monitor.failure = f'configure refused: {reason}'
-            self.get_logger().error(f'cannot configure: {reason}')
-            if not isinstance(error, ImageAsImuError):
-                self.get_logger().error(traceback.format_exc())
+        """Load the weights and warm up."""
+        if not self._attempt('configure', self._load, undo=self._free):
             return TransitionCallbackReturn.FAILURE
-        self._monitor.failure = ''
-        self._monitor.facts['weights'] = config.estimator.weights
-        self._monitor.facts['device'] = str(self._gyroscope.device)
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
-        config = read_config(self).node
-        self._stream.reset()
-        self._stopping = False
-        self._waiting = self._camera_info = None
-        self._newest_arrival_ns = self._newest_frame_ns = None
-        self._exposures.clear()
-        self._worker = threading.Thread(target=self._work, name='estimation', daemon=True)
-        self._worker.start()
-        self._subscribe(CameraInfo, 'camera_info', self._on_camera_info, COMPANION_DEPTH)
-        if config.use_exposure_topic:
-            self._subscribe(ExposureTime, 'exposure_time', self._on_exposure, COMPANION_DEPTH)
-        if config.image_transport == 'compressed':
-            topic = self.resolve_topic_name('image') + '/compressed'
-            self._subscribe(CompressedImage, topic, self._on_image, 1)
-        else:
-            self._subscribe(Image, 'image', self._on_image, 1)
-        self._monitor.active = True
+        if not self._attempt('activate', self._start, undo=self._stop):
+            return TransitionCallbackReturn.FAILURE
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -208,22 +159,77 @@ class VisualImu(LifecycleNode):
         self._stop()
         super().destroy_node()
 
+    def _attempt(self, transition: str, action: Callable[[], None],
+                 undo: Callable[[], None]) -> bool:
+        """Do what a transition takes; where it fails, undo it and say why."""
+        try:
+            action()
+        except Exception as error:
+            undo()
+            self._monitor.failure = f'{transition} refused: {one_line(error)}'
+            self.get_logger().error(f'cannot {transition}: {one_line(error)}')
+            if not isinstance(error, ImageAsImuError):
+                self.get_logger().error(traceback.format_exc())
+            return False
+        self._monitor.failure = ''
+        return True
+
+    def _load(self) -> None:
+        """
+        Load the weights, warm up, and follow TF if an output frame is set.
+
+        :raises WeightsError: if the weights are missing, corrupt or of another architecture
+        :raises ConfigError: if the device is not available, or tf2_ros not installed
+        """
+        config = read_config(self)
+        if config.node.output_frame:
+            self._listen_to_transforms()
+        self._gyroscope = VisualGyroscope(config.estimator)
+        self._stream = StreamEstimator(self._gyroscope, config.stream)
+        warm_up(self._gyroscope)
+        self._monitor.facts |= {
+            'weights': config.estimator.weights, 'device': str(self._gyroscope.device)}
+
+    def _free(self) -> None:
+        """Let go of the weights and TF."""
+        self._gyroscope = self._stream = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if self._transform_listener is not None:
+            self._transform_listener.unregister()
+            self._transform_listener = self._transforms = None
+
+    def _start(self) -> None:
+        """Forget the past, subscribe and start the worker."""
+        config = read_config(self).node
+        if self._worker is not None:
+            self._worker.join()  # where it outlasted STOP_WAIT_S
+        self._stream.reset()
+        self._newest_frame_ns = None
+        self._inbox = Inbox(wants_exposure=config.use_exposure_topic)
+        self._worker = threading.Thread(
+            target=self._work, args=(self._inbox,), name='estimation', daemon=True)
+        self._worker.start()
+        self._subscribe(CameraInfo, 'camera_info', self._inbox.put_camera_info, COMPANION_DEPTH)
+        if config.use_exposure_topic:
+            self._subscribe(ExposureTime, 'exposure_time', self._inbox.put_exposure,
+                            COMPANION_DEPTH)
+        if config.image_transport == 'compressed':
+            topic = self.resolve_topic_name('image') + '/compressed'
+            self._subscribe(CompressedImage, topic, self._on_image, 1)
+        else:
+            self._subscribe(Image, 'image', self._on_image, 1)
+        self._monitor.active = True
+
     def _stop(self) -> None:
         """Unsubscribe and end the worker after its present image."""
         self._monitor.active = False
-        for subscription in self._inputs:
+        for subscription in self._subscribed:
             self.destroy_subscription(subscription)
-        self._inputs.clear()
+        self._subscribed.clear()
         if self._worker is not None:
-            with self._condition:
-                self._stopping = True
-                self._condition.notify_all()
-            self._worker.join(timeout=1.0)
-            self._worker = None
-
-    def _free(self) -> None:
-        """Let go of the weights."""
-        self._gyroscope = self._stream = self._transforms = None
+            self._inbox.close()
+            self._worker.join(STOP_WAIT_S)
 
     def _publisher(self, kind: type, topic: str) -> Any:
         """Lifecycle publisher with a sensor driver's QoS."""
@@ -234,7 +240,7 @@ class VisualImu(LifecycleNode):
     def _subscribe(self, kind: type, topic: str, callback: Callable, depth: int) -> None:
         """Subscription with the QoS of sensor data."""
         qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._inputs.append(self.create_subscription(
+        self._subscribed.append(self.create_subscription(
             kind, topic, callback, qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies()))
 
@@ -255,163 +261,68 @@ class VisualImu(LifecycleNode):
 
     # Arrival, in the executor's thread
 
-    def _on_camera_info(self, msg: CameraInfo) -> None:
-        with self._condition:
-            self._camera_info = msg
-            self._condition.notify()
-
-    def _on_exposure(self, msg: ExposureTime) -> None:
-        with self._condition:
-            self._exposures[conversions.stamp_to_ns(msg.header.stamp)] = msg
-            while len(self._exposures) > KEPT_EXPOSURES:
-                del self._exposures[next(iter(self._exposures))]
-            self._condition.notify()
-
     def _on_image(self, msg: Image | CompressedImage) -> None:
         self._monitor.received()
         stamp_ns = conversions.stamp_to_ns(msg.header.stamp)
         if stamp_ns <= 0:
             self._drop(DropCause.ZERO_STAMP, 'image has no stamp; check the camera driver')
             return
-        interval_s = None
-        if self._newest_arrival_ns is not None and stamp_ns > self._newest_arrival_ns:
-            interval_s = (stamp_ns - self._newest_arrival_ns) * 1e-9
-        self._newest_arrival_ns = stamp_ns
         max_latency_s = self.get_parameter('max_latency').value
         age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9
         if max_latency_s and age_s > max_latency_s:
             self._drop(DropCause.LATE, f'image is {age_s:.3f} s old on arrival; raise '
                        'max_latency, or set use_sim_time for a replay with a clock')
             return
-        arrival = Arrival(msg, stamp_ns, interval_s, time.monotonic())
-        with self._condition:
-            replaced, self._waiting = self._waiting, arrival
-            self._condition.notify()
-        if replaced is not None:
+        if self._inbox.put_image(msg):
             self._drop(DropCause.BUSY, 'a newer image came before this one was processed; '
                        'lower the frame rate or estimator.working_size')
 
     # Estimation, in the worker's thread
 
-    def _work(self) -> None:
-        """Process the newest image until stopped; nothing that happens here ends the node."""
-        while (arrival := self._next_arrival()) is not None:
+    def _work(self, inbox: Inbox) -> None:
+        """Process images until the inbox is closed; nothing that happens here ends the node."""
+        while (taken := inbox.take()) is not None:
             try:
-                self._process(arrival)
+                self._process(*taken)
             except FrameDropped as dropped:
                 self._drop(dropped.cause, str(dropped))
             except ImageAsImuError as error:
                 self._drop(DropCause.BAD_IMAGE, str(error))
-            except Exception:
+            except Exception as error:
                 if not self.context.ok():
                     return  # interrupted while it published
-                self._drop(DropCause.INTERNAL, traceback.format_exc())
+                self._drop(DropCause.INTERNAL, one_line(error), traceback.format_exc())
 
-    def _next_arrival(self) -> Arrival | None:
-        """Wait for an image, then shortly for what belongs to it; None when stopped."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._stopping or self._waiting is not None)
-            arrival, self._waiting = self._waiting, None
-            if not self._stopping:
-                self._condition.wait_for(
-                    lambda: (self._stopping or self._waiting is not None
-                             or self._is_complete(arrival)), COMPANION_WAIT_S)
-            return None if self._stopping else arrival
-
-    def _is_complete(self, arrival: Arrival) -> bool:
-        """Tell whether the image's camera_info and exposure are here."""
-        wants_exposure = self.get_parameter('use_exposure_topic').value
-        return self._camera_info is not None and (
-            not wants_exposure or arrival.stamp_ns in self._exposures)
-
-    def _process(self, arrival: Arrival) -> None:
+    def _process(self, arrival: Arrival, camera_info: CameraInfo | None,
+                 exposure_msg: ExposureTime | None) -> None:
         """
         Estimate and publish.
 
         :raises FrameDropped: if the image yields no message
         """
         config = read_config(self)
-        exposure = self._exposure(arrival, config.node)
-        frame = self._frame(arrival, exposure, config.node)
-        frame_id = self._frame_id(arrival)
+        if camera_info is None:
+            raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
+                               f'{self.resolve_topic_name("camera_info")}; remap it')
+        exposure = choose_exposure(exposure_msg, config.node, arrival.interval_s)
+        frame = assemble_frame(arrival.image, camera_info, exposure, config.node)
+        frame_id = arrival.image.header.frame_id or camera_info.header.frame_id
+        if not frame_id:
+            raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
+                               'tell the axes of the result; set it in the camera driver')
         self._accept_stamp(frame.stamp_ns, config)
         estimate = self._stream.process(frame)
         self._newest_frame_ns = frame.stamp_ns
+        source = exposure.source
         if exposure.time_s is None and estimate.exposure_time_s is not None:
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
-        else:
-            source = exposure.source
-        self._monitor.facts['exposure source'] = EXPOSURE_SOURCES[source]
-        self._monitor.facts['sign'] = 'resolved' if estimate.sign_resolved else 'unresolved'
-        self._monitor.facts['status'] = estimate.status.name
-        self._monitor.estimated()
+        self._monitor.estimated({
+            'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
+            'sign': 'resolved' if estimate.sign_resolved else 'unresolved'})
         output_frame = config.node.output_frame or frame_id
         if output_frame != frame_id:
             estimate = self._moved_to(output_frame, frame_id, estimate)
         self._publish(estimate, output_frame, source, arrival, config.node)
-
-    def _exposure(self, arrival: Arrival, config: NodeConfig) -> Exposure:
-        """
-        Exposure of an image: its own message, else the parameter, else unknown.
-
-        :raises FrameDropped: if it is not positive or longer than the frame interval
-        """
-        with self._condition:
-            msg = self._exposures.get(arrival.stamp_ns) if config.use_exposure_topic else None
-        if msg is not None:
-            exposure = Exposure(msg.exposure_time, msg.readout_time or config.readout_time,
-                                MotionEstimateMsg.EXPOSURE_TOPIC)
-        elif config.exposure_time:
-            exposure = Exposure(config.exposure_time, config.readout_time,
-                                MotionEstimateMsg.EXPOSURE_PARAMETER)
-        else:
-            return Exposure(None, config.readout_time, MotionEstimateMsg.EXPOSURE_UNKNOWN)
-        if not (math.isfinite(exposure.time_s) and exposure.time_s > 0.0
-                and math.isfinite(exposure.readout_s) and exposure.readout_s >= 0.0):
-            raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s} s or '
-                               f'readout time {exposure.readout_s} s is not positive; check what '
-                               'publishes exposure_time')
-        if arrival.interval_s and exposure.time_s > INTERVAL_TOLERANCE * arrival.interval_s:
-            raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s:.4g} s is '
-                               f'longer than the frame interval of {arrival.interval_s:.4g} s; '
-                               'is it in seconds?')
-        return exposure
-
-    def _frame(self, arrival: Arrival, exposure: Exposure, config: NodeConfig) -> Frame:
-        """
-        Decode an image and stamp it at the middle of its exposure.
-
-        :raises FrameDropped: if the image, its camera_info or its exposure is unusable
-        """
-        camera_info = self._camera_info
-        if camera_info is None:
-            raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
-                               f'{self.resolve_topic_name("camera_info")}; remap it')
-        with dropping(DropCause.BAD_CAMERA_INFO):
-            intrinsics = conversions.intrinsics_from_msg(camera_info)
-        with dropping(DropCause.BAD_IMAGE):
-            if config.image_transport == 'compressed':
-                image = conversions.image_from_compressed_msg(arrival.msg)
-            else:
-                image = conversions.image_from_msg(arrival.msg)
-        # From either end, the centre row's middle is half an exposure and half a readout away.
-        shift_s = {'start': 0.5, 'middle': 0.0, 'end': -0.5}[config.stamp_reference] * (
-            (exposure.time_s or 0.0) + exposure.readout_s)
-        with dropping(DropCause.BAD_CAMERA_INFO):
-            return Frame(image, arrival.stamp_ns + round(shift_s * 1e9), intrinsics,
-                         exposure.time_s, exposure.readout_s)
-
-    def _frame_id(self, arrival: Arrival) -> str:
-        """
-        Optical frame of an image.
-
-        :raises FrameDropped: if neither it nor its camera_info names one
-        """
-        frame_id = arrival.msg.header.frame_id or self._camera_info.header.frame_id
-        if not frame_id:
-            raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
-                               'tell the axes of the result; set it in the camera driver')
-        return frame_id
 
     def _accept_stamp(self, stamp_ns: int, config: VisualImuConfig) -> None:
         """
@@ -470,18 +381,68 @@ class VisualImu(LifecycleNode):
 
     # Reports, from either thread
 
-    def _drop(self, cause: DropCause, reason: str) -> None:
+    def _drop(self, cause: DropCause, reason: str, details: str = '') -> None:
         """Count a dropped image and say why, not too often."""
         self._monitor.dropped(cause, reason)
         now_s = time.monotonic()
         if now_s - self._last_warning_s.get(cause, -math.inf) >= WARNING_PERIOD_S:
             self._last_warning_s[cause] = now_s
-            self.get_logger().warning(f'image dropped, {cause.value}: {reason}')
+            self.get_logger().warning(f'image dropped, {cause.value}: {reason}\n{details}'.strip())
 
     def _publish_diagnostics(self) -> None:
         self._diagnostics_publisher.publish(
             self._monitor.report(self.get_fully_qualified_name(),
                                  self.get_clock().now().to_msg()))
+
+
+def choose_exposure(msg: ExposureTime | None, config: NodeConfig,
+                    interval_s: float | None) -> Exposure:
+    """
+    Exposure of an image: its own message, else the parameter, else unknown.
+
+    :param interval_s: time since the image before, where known
+    :raises FrameDropped: if a time is not positive, or the exposure longer than the interval
+    """
+    if msg is not None:
+        exposure = Exposure(msg.exposure_time, msg.readout_time or config.readout_time,
+                            MotionEstimateMsg.EXPOSURE_TOPIC)
+    elif config.exposure_time:
+        exposure = Exposure(config.exposure_time, config.readout_time,
+                            MotionEstimateMsg.EXPOSURE_PARAMETER)
+    else:
+        return Exposure(None, config.readout_time, MotionEstimateMsg.EXPOSURE_UNKNOWN)
+    if not (math.isfinite(exposure.time_s) and exposure.time_s > 0.0
+            and math.isfinite(exposure.readout_s) and exposure.readout_s >= 0.0):
+        raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s} s or readout '
+                           f'time {exposure.readout_s} s is not positive; check what publishes '
+                           'exposure_time')
+    if interval_s is not None and exposure.time_s > INTERVAL_TOLERANCE * interval_s:
+        raise FrameDropped(DropCause.BAD_EXPOSURE, f'exposure time {exposure.time_s:.4g} s is '
+                           f'longer than the frame interval of {interval_s:.4g} s; is it in '
+                           'seconds?')
+    return exposure
+
+
+def assemble_frame(image_msg: Image | CompressedImage, camera_info: CameraInfo,
+                   exposure: Exposure, config: NodeConfig) -> Frame:
+    """
+    Decode an image and stamp it at the middle of its exposure.
+
+    :raises FrameDropped: if the image or its camera_info is unusable
+    """
+    with dropping(DropCause.BAD_CAMERA_INFO):
+        intrinsics = conversions.intrinsics_from_msg(camera_info)
+    with dropping(DropCause.BAD_IMAGE):
+        if config.image_transport == 'compressed':
+            image = conversions.image_from_compressed_msg(image_msg)
+        else:
+            image = conversions.image_from_msg(image_msg)
+    # From either end, the middle of the centre row is half an exposure and half a readout away.
+    shift_s = {'start': 0.5, 'middle': 0.0, 'end': -0.5}[config.stamp_reference] * (
+        (exposure.time_s or 0.0) + exposure.readout_s)
+    stamp_ns = conversions.stamp_to_ns(image_msg.header.stamp) + round(shift_s * 1e9)
+    with dropping(DropCause.BAD_CAMERA_INFO):
+        return Frame(image, stamp_ns, intrinsics, exposure.time_s, exposure.readout_s)
 
 
 def warm_up(gyroscope: VisualGyroscope) -> None:
