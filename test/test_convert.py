@@ -111,13 +111,14 @@ def test_evaluation_of_bag_and_folder_agree(sequence_folder: Path, tmp_path: Pat
                                    values['rotation_rmse_rad_s'], atol=1e-3)
 
 
-def test_unreadable_images_and_unknown_exposures_are_left_out(sequence_folder: Path,
-                                                              tmp_path: Path):
+def test_unreadable_images_and_unknown_exposures_are_left_out(
+        sequence_folder: Path, tmp_path: Path, caplog):
     (sequence_folder / 'frames' / '0003.jpg').write_bytes(b'')
     table = sequence_folder / 'frames.csv'
     table.write_text(table.read_text().replace(',0.01,', ',,'))
     recording = open_recording(sequence_folder)
     assert write_rosbag(recording, tmp_path / 'bag') == 23
+    assert 'image left out' in caplog.text and '0003.jpg' in caplog.text
     bag = open_recording(tmp_path / 'bag')
     assert {record.exposure_time_s for record in bag.streams[0].records} == {None}
     told = open_recording(tmp_path / 'bag', options=RecordingOptions(exposure_time_s=0.004))
@@ -126,6 +127,13 @@ def test_unreadable_images_and_unknown_exposures_are_left_out(sequence_folder: P
     end = open_recording(tmp_path / 'bag', options=RecordingOptions(
         exposure_time_s=0.004, stamp_reference='end'))
     assert end.streams[0].records[0].stamp_ns == start_ns - 2_000_000
+
+
+def test_frames_of_impossible_exposure_are_left_out(sequence_folder: Path, tmp_path: Path):
+    table = sequence_folder / 'frames.csv'
+    table.write_text(table.read_text().replace('0000.jpg,0.005000000,0.01,',
+                                               '0000.jpg,0.005000000,inf,'))
+    assert write_rosbag(open_recording(sequence_folder), tmp_path / 'bag') == 23
 
 
 def test_frames_own_references_serve_as_gyroscope(sequence_folder: Path, tmp_path: Path):

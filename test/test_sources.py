@@ -142,6 +142,21 @@ def test_broken_tables_are_named(app_folder: Path, file: str, before: str, after
         open_recording(app_folder)
 
 
+def test_an_unreadable_image_does_not_spoil_the_others(app_folder: Path):
+    (app_folder / 'rgb.mp4').unlink()
+    (app_folder / 'rgb').mkdir()
+    (app_folder / 'rgb' / '000000.jpg').write_bytes(b'')
+    with pytest.raises(DataFormatError, match='none of 1 images'):
+        open_recording(app_folder)
+    cv2.imwrite(str(app_folder / 'rgb' / '000003.jpg'), np.zeros((*FULL_PX[::-1], 3), np.uint8))
+    recording = open_recording(app_folder)
+    first, second = recording.streams[0].read()
+    with pytest.raises(InputError):
+        first.decode()
+    frame = recording.streams[0].records[1].with_image(second.decode())
+    assert frame.stamp_ns == round((100 + 4 / 30) * 1e9)
+
+
 def test_sequence_rows_become_frames(sequence_folder: Path, blurred_sequence):
     recording = open_recording(sequence_folder)
     (stream,) = recording.streams
@@ -239,6 +254,7 @@ def test_stamp_references_meet_at_the_centre_row():
     assert mid_exposure_ns(end, 0.012, 0.02, 'end') == 1_016_000_000
     assert mid_exposure_ns(1_016_000_000, 0.012, 0.02, 'middle') == 1_016_000_000
     assert mid_exposure_ns(start, None, 0.0, 'start') == start
+    assert mid_exposure_ns(start, float('nan'), 0.0, 'start') == start
 
 
 def test_dining_facts(data_folder: Path, tmp_path: Path):

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
 from image_as_imu_ros.evaluation.sources.recording import (
-    FrameRecord, Gyroscope, Recording, StoredImage, Stream, seconds_to_ns)
+    FrameRecord, Gyroscope, Recording, StoredImage, Stream, half_duration_ns)
 from image_as_imu_ros.evaluation.sources.rosbag import (
     CAMERA_INFO_TYPE, COMPRESSED_IMAGE_TYPE, EXPOSURE_TYPE, IMAGE_TYPE, IMU_TYPE, TF_TYPE,
     typestore)
@@ -145,8 +145,7 @@ def _gyroscope(recording: Recording, stream: Stream) -> tuple[Gyroscope, np.ndar
 
 def _start_ns(record: FrameRecord) -> int:
     """Start of the exposure of the first row: the inverse of `mid_exposure_ns`."""
-    return record.stamp_ns - seconds_to_ns(
-        0.5 * ((record.exposure_time_s or 0.0) + record.readout_time_s))
+    return record.stamp_ns - half_duration_ns(record.exposure_time_s, record.readout_time_s)
 
 
 def _frame_messages(build: _MessageBuilder, stream: Stream, image_topic: str, compressed: bool,
@@ -158,11 +157,12 @@ def _frame_messages(build: _MessageBuilder, stream: Stream, image_topic: str, co
         start_ns = _start_ns(record)
         arrival_ns = 2 * record.stamp_ns - start_ns
         try:
-            image = build.compressed_image(start_ns, stored) if compressed else (
-                build.image(start_ns, stored.decode()))
+            pixels = record.with_image(stored.decode()).image
         except InputError as error:
             logger.warning('image left out: %s', error)
             continue
+        image = (build.compressed_image(start_ns, pixels, stored) if compressed
+                 else build.image(start_ns, pixels))
         yield _Message(arrival_ns, '/camera/camera_info',
                        build.camera_info(start_ns, record.intrinsics))
         if record.exposure_time_s is not None:
@@ -206,10 +206,9 @@ class _MessageBuilder:
             IMAGE_TYPE, self._header(stamp_ns, CAMERA_FRAME), height, width, encoding, 0,
             data.nbytes // height, data.view(np.uint8).ravel())
 
-    def compressed_image(self, stamp_ns: int, stored: StoredImage) -> Any:
+    def compressed_image(self, stamp_ns: int, pixels: np.ndarray, stored: StoredImage) -> Any:
         """Compressed image: the file's own bytes, or else a PNG of the pixels."""
         data, form = stored.file_bytes, stored.file_format
-        pixels = stored.decode()
         if data is None:
             bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
             data, form = cv2.imencode('.png', bgr)[1].tobytes(), 'png'

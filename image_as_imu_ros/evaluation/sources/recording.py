@@ -6,6 +6,7 @@ Everything but the pixels is read when a recording is opened; images are decoded
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,13 @@ def seconds_to_ns(seconds: float) -> int:
     return round(float(seconds) * 1e9)
 
 
+def half_duration_ns(exposure_time_s: float | None, readout_time_s: float) -> int:
+    """Time from the centre row's middle to either end of the exposure; unusable times count 0."""
+    known_s = [value for value in (exposure_time_s, readout_time_s)
+               if value is not None and math.isfinite(value)]
+    return seconds_to_ns(0.5 * sum(known_s))
+
+
 def mid_exposure_ns(stamp_ns: int, exposure_time_s: float | None, readout_time_s: float,
                     stamp_reference: str) -> int:
     """
@@ -32,7 +40,7 @@ def mid_exposure_ns(stamp_ns: int, exposure_time_s: float | None, readout_time_s
     The stamp marks the `start` (of the first row), the `middle` (of the centre row) or the
     `end` (of the last row) of the exposure. Without an exposure time the readout alone counts.
     """
-    half_ns = seconds_to_ns(0.5 * ((exposure_time_s or 0.0) + readout_time_s))
+    half_ns = half_duration_ns(exposure_time_s, readout_time_s)
     return stamp_ns + {'start': half_ns, 'middle': 0, 'end': -half_ns}[stamp_reference]
 
 

@@ -168,7 +168,7 @@ def _images(folder: Path, image_size: str, count: int) -> tuple[
             stored_image_file(files[number]) for number in numbers)
     files = _numbered_files(full)
     if files:
-        height, width = read_image_file(next(iter(files.values()))).shape[:2]
+        width, height = _size_of_first_readable(list(files.values()))
         return list(files), _intrinsics(folder, small, width, height), lambda numbers: (
             StoredImage(partial(_read_small, files[number])) if small
             else stored_image_file(files[number]) for number in numbers)
@@ -185,6 +185,17 @@ def _numbered_files(folder: Path) -> dict[int, Path]:
     files = {int(path.stem): path for path in folder.glob('*.*')
              if path.stem.isdigit() and path.suffix.lower() in ('.jpg', '.jpeg', '.png')}
     return dict(sorted(files.items()))
+
+
+def _size_of_first_readable(paths: list[Path]) -> tuple[int, int]:
+    """Width and height of the images, which are all of one size."""
+    for path in paths:
+        try:
+            height, width = read_image_file(path).shape[:2]
+        except InputError:
+            continue
+        return width, height
+    raise DataFormatError(f'none of {len(paths)} images in {paths[0].parent} can be read')
 
 
 def _video_properties(video: Path) -> tuple[int, int, int]:
