@@ -135,15 +135,15 @@ class VisualGyroscope:
             matrix = motion_field_matrix(pixel_grid(*size, STRIDE_PX), camera.intrinsics)
             if len(self._cameras) >= MAX_CAMERAS:  # a camera that changes zoom, not many cameras
                 self._cameras.clear()
-            self._cameras[intrinsics] = (camera, matrix.reshape(-1, 2, 6))
+            self._cameras[intrinsics] = (camera, matrix)
         return self._cameras[intrinsics]
 
     def _log_probability(self, image: np.ndarray) -> np.ndarray:
-        """Run the network: (cells, BINS) float32 log-probabilities, row by row."""
+        """Run the network: (h, w, BINS) float32 log-probabilities of the cells."""
         gray = torch.from_numpy(image)[None, None].to(self.device)
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16):
             logits = self.weights.network(gray)
-            log_probability = torch.log_softmax(logits.float(), dim=1)[0].flatten(1).T
+            log_probability = torch.log_softmax(logits.float(), dim=1)[0].movedim(0, -1)
             return log_probability.contiguous().cpu().numpy()
 
 

@@ -8,7 +8,6 @@ starting motions, coarse to fine, over rotation and the translation of a scene a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -21,12 +20,13 @@ from image_as_imu_ros.types import CameraIntrinsics
 
 SCALES = (8, 4, 2)
 """Reductions of the working image, coarse to fine."""
-ITERATIONS = (6, 6, 5)
+ITERATIONS = (6, 6, 6)
 SURVIVORS = (3, 1)
 """Starting motions kept after all but the last level."""
 MIN_OVERLAP = 0.35
-BLUR_STEP_PX = 1.3
-PIXELS_PER_WITNESS = 60.0
+MAX_PIXELS = 3000
+BLUR_STEP_PX = 1.6
+PIXELS_PER_WITNESS = 20.0
 """Neighbouring residuals are alike: so many pixels count as one independent witness."""
 TRANSLATION_PRIOR = 0.3
 TRANSLATION_PRIOR_FLOOR = 0.004
@@ -47,15 +47,39 @@ class Alignment:
     overlap: float
 
 
-@dataclass(frozen=True)
 class Level:
-    """One resolution of an image pair with each other's blur."""
+    """
+    One resolution of an image pair: the pixels of the later image with the strongest edges.
 
-    earlier: np.ndarray
-    later: np.ndarray
-    intrinsics: CameraIntrinsics
-    matrix: np.ndarray
-    """(h, w, 2, 6) motion field."""
+    :param earlier, later: (h, w) float32, made alike in blur
+    :param matrix: (h * w, 2, 6) motion field at the pixels
+    """
+
+    def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
+                 matrix: np.ndarray) -> None:
+        gx = cv2.Sobel(later, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
+        gy = cv2.Sobel(later, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
+        strength = gx * gx + gy * gy
+        strength[[0, -1]] = strength[:, [0, -1]] = 0.0
+        chosen = np.arange(strength.size)
+        if strength.size > MAX_PIXELS:
+            chosen = np.argpartition(-strength.ravel(), MAX_PIXELS)[:MAX_PIXELS]
+        self.earlier, self.intrinsics = earlier, intrinsics
+        self.values = later.ravel()[chosen]
+        self.jacobian = gx.ravel()[chosen, None] * matrix[chosen, 0] \
+            + gy.ravel()[chosen, None] * matrix[chosen, 1]
+        rows, columns = np.divmod(chosen, later.shape[1])
+        self.pixels = np.stack([columns, rows, np.ones_like(rows)]).astype(np.float32)
+
+    def sample(self, homography: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Earlier image at the pixels, carried over by a homography: values, and which lie in."""
+        height, width = self.earlier.shape
+        x, y, z = homography.astype(np.float32) @ self.pixels
+        z = np.maximum(z, 1e-3)
+        x, y = x / z, y / z
+        inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+        values = cv2.remap(self.earlier, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return values.reshape(-1), inside
 
 
 def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray) -> np.ndarray:
@@ -96,7 +120,7 @@ class PairAligner:
             size = (intrinsics.width_px // scale, intrinsics.height_px // scale)
             reduced = intrinsics.resized(*size)
             matrix = motion_field_matrix(pixel_grid(*size, 1), reduced).astype(np.float32)
-            self._levels.append((size, reduced, matrix))
+            self._levels.append((size, reduced, matrix.reshape(-1, 2, 6)))
 
     def align(self, earlier: np.ndarray, later: np.ndarray,
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
@@ -137,53 +161,38 @@ class PairAligner:
     @staticmethod
     def _refine(level: Level, start: np.ndarray, iterations: int) -> Alignment | None:
         """Gauss-Newton from one start; None where the images no longer overlap."""
-        height, width = level.later.shape
         rotation, translation = Rotation.from_rotvec(start[:3]), start[3:].copy()
-        for _ in range(iterations + 1):
+        for _ in range(iterations):
             homography = plane_homography(level.intrinsics, rotation.as_matrix(), translation,
                                           FACING)
-            warped = cv2.warpPerspective(level.earlier, homography, (width, height),
-                                         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                                         borderMode=cv2.BORDER_CONSTANT, borderValue=-1.0)
-            valid = warped >= 0.0
-            valid[[0, -1]] = valid[:, [0, -1]] = False
-            valid = cv2.erode(valid.view(np.uint8), None).view(bool)
-            overlap = float(valid.mean())
+            values, inside = level.sample(homography)
+            overlap = float(inside.mean())
             if overlap < MIN_OVERLAP:
                 return None
-            a, b = warped[valid], level.later[valid]
+            a, b = values[inside], level.values[inside]
             a_spread, b_spread = a.std() + 1e-4, b.std() + 1e-4
-            gain = b_spread / a_spread  # exposure and white level may change
-            residual = (a - a.mean()) * gain - (b - b.mean())
-            similarity = 1.0 - float(residual @ residual) / (2 * len(a) * b_spread ** 2)
-            noise = 1.4826 * float(np.median(np.abs(residual))) + 1e-3
+            # exposure and white level may change
+            residual = (a - a.mean()) * (b_spread / a_spread) - (b - b.mean())
+            size = np.abs(residual)
+            noise = 1.4826 * float(np.median(size)) + 1e-3
             weight = 1.0 / (1.0 + (residual / (2.5 * noise)) ** 2) ** 2
-            gy, gx = _gradient(0.5 * (warped * gain + level.later))
-            jacobian = (gx[valid, None] * level.matrix[valid][:, 0]
-                        + gy[valid, None] * level.matrix[valid][:, 1])
-            weighted = jacobian * weight[:, None]
-            precision = 1.0 / (PIXELS_PER_WITNESS * noise ** 2)
-            information = (jacobian.T @ weighted).astype(float) * precision
-            vector = (weighted.T @ residual).astype(float) * precision
+            jacobian = level.jacobian[inside]
+            weighted = jacobian * (weight / (PIXELS_PER_WITNESS * noise ** 2))[:, None]
+            information = (jacobian.T @ weighted).astype(float)
+            vector = (weighted.T @ residual).astype(float)
             rotation_vector = rotation.as_rotvec()
             spread = TRANSLATION_PRIOR ** 2 * (rotation_vector @ rotation_vector) \
                 + TRANSLATION_PRIOR_FLOOR ** 2
             information[3:, 3:] += np.eye(3) / spread
             vector[3:] -= translation / spread
-            information += np.eye(6) * 1e-3
-            step = np.linalg.solve(information, vector)
+            step = np.linalg.solve(information + np.eye(6) * 1e-3, vector)
             rotation = rotation * Rotation.from_rotvec(step[:3])
             translation += rotation.apply(step[3:])
+        similarity = 1.0 - float(residual @ residual) / (2 * len(a) * b_spread ** 2)
         return Alignment(np.concatenate([rotation.as_rotvec(), translation]),
-                         np.linalg.inv(information), similarity,
-                         float((np.abs(residual) < 2.5 * noise).mean()), overlap)
+                         np.linalg.inv(information + np.eye(6) * 1e-3), similarity,
+                         float((size < 2.5 * noise).mean()), overlap)
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.linalg.norm(a[:3] - b[:3]) > 0.01)
-
-
-def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Central differences along y and x."""
-    return (cv2.Sobel(image, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8),
-            cv2.Sobel(image, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8))

@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
 from image_as_imu_ros.geometry.displacement_bins import (
     BINS, DIRECTIONS, RADIUS_SCALE_PX, RHO_STEP, RINGS, bin_displacements)
@@ -22,7 +21,9 @@ CELLS_PER_WITNESS = 24.0
 TRANSLATION_PRIOR = 0.4
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
-STARTS_REFINED = 3
+COARSE_ITERATIONS = 18
+FINE_ITERATIONS = 14
+FINALISTS = 2
 BIN_DISPLACEMENTS_PX = bin_displacements().numpy().astype(np.float32)
 
 
@@ -45,13 +46,15 @@ class BlurSolution:
 
 class BlurObjective:
     """
-    Log-likelihood of a motion given the cells' distributions, with its gradient.
+    Log-likelihood of motions given the cells' distributions, with gradients, for many at once.
 
     :param log_probability: (N, BINS) of N cells
     :param matrix: (N, 2, 6), motion field matrix at the cells' centres, px
+    :param cells_per_witness: so many cells count as one independent witness
     """
 
-    def __init__(self, log_probability: np.ndarray, matrix: np.ndarray) -> None:
+    def __init__(self, log_probability: np.ndarray, matrix: np.ndarray,
+                 cells_per_witness: float) -> None:
         cells = len(log_probability)
         # rings x directions per cell: ring 0 repeated for all directions, directions wrapped
         table = np.empty((cells, RINGS + 1, DIRECTIONS + 1), np.float32)
@@ -59,44 +62,92 @@ class BlurObjective:
         table[:, 1:, :-1] = log_probability[:, 1:].reshape(cells, RINGS, DIRECTIONS)
         table[:, 1:, -1] = table[:, 1:, 0]
         self._flat = table.ravel()
-        self._base = np.arange(cells) * ((RINGS + 1) * (DIRECTIONS + 1))
+        self._base = (np.arange(cells) * ((RINGS + 1) * (DIRECTIONS + 1))).astype(np.int32)
         self.matrix = matrix.astype(np.float32)
+        self.columns = np.ascontiguousarray(self.matrix.reshape(-1, 6).T)
+        self.weight = 1.0 / cells_per_witness
+        self.focal_px = float(np.abs(matrix[:, 0, 1]).mean())
 
-    def cell_values(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability of every cell at a motion, (N,), and its gradient to it, (N, 2)."""
-        flow = self.matrix @ motion.astype(np.float32)
-        u, v = flow[:, 0], flow[:, 1]
-        radius = np.sqrt(u * u + v * v) + 1e-6
-        rho = np.log1p(radius / RADIUS_SCALE_PX) / RHO_STEP
-        outside = rho >= RINGS - 1e-3
-        rho = np.minimum(rho, RINGS - 1e-3)
-        theta = (np.arctan2(v, u) % math.pi) * (DIRECTIONS / math.pi)
-        theta = np.minimum(theta, DIRECTIONS - 1e-3)
-        ring, direction = rho.astype(np.int64), theta.astype(np.int64)
+    def cell_values(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability of every cell at motions (K, 6), (K, N), and its slope, (K, N, 2)."""
+        flow = (motions.astype(np.float32) @ self.columns).reshape(len(motions), -1, 2)
+        u, v = flow[..., 0], flow[..., 1]
+        radius = np.sqrt(u * u + v * v) + np.float32(1e-6)
+        rho = np.minimum(np.log1p(radius / RADIUS_SCALE_PX) / RHO_STEP, RINGS - 1e-3)
+        theta = np.arctan2(v, u) * (DIRECTIONS / math.pi)
+        theta = np.minimum(np.where(theta < 0, theta + DIRECTIONS, theta), DIRECTIONS - 1e-3)
+        ring, direction = rho.astype(np.int32), theta.astype(np.int32)
         a, b = rho - ring, theta - direction
         index = self._base + ring * (DIRECTIONS + 1) + direction
         v00, v01 = self._flat[index], self._flat[index + 1]
         v10, v11 = self._flat[index + DIRECTIONS + 1], self._flat[index + DIRECTIONS + 2]
         low, high = v00 + b * (v01 - v00), v10 + b * (v11 - v10)
-        value = low + a * (high - low)
-        along = (high - low) / (RHO_STEP * (RADIUS_SCALE_PX + radius))
-        along = np.where(outside, 0.0, along) / radius
+        along = (high - low) / (RHO_STEP * (RADIUS_SCALE_PX + radius) * radius)
         across = ((v01 - v00) * (1 - a) + (v11 - v10) * a) * (DIRECTIONS / math.pi) \
             / (radius * radius)
-        return value, np.stack([along * u - across * v, along * v + across * u], axis=-1)
+        slope = np.stack([along * u - across * v, along * v + across * u], axis=-1)
+        return low + a * (high - low), slope
 
-    def __call__(self, motion: np.ndarray) -> tuple[float, np.ndarray]:
-        """Negative log-posterior of a motion and its gradient (6,)."""
-        value, slope = self.cell_values(motion)
-        gradient = np.einsum('ni,nij->j', slope, self.matrix)
-        scale_px = np.abs(self.matrix[:, 0, 1]).mean()
-        spread = TRANSLATION_PRIOR ** 2 * (motion[:3] @ motion[:3]) \
-            + (TRANSLATION_PRIOR_FLOOR_PX / scale_px) ** 2
-        penalty = 0.5 * (motion[3:] @ motion[3:]) / spread
-        result = -value.sum() / CELLS_PER_WITNESS + penalty
-        prior_gradient = np.concatenate([
-            -2.0 * penalty * TRANSLATION_PRIOR ** 2 * motion[:3] / spread, motion[3:] / spread])
-        return float(result), -gradient.astype(float) / CELLS_PER_WITNESS + prior_gradient
+    def evaluate(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Log-posterior of motions (K, 6), up to a constant.
+
+        :returns: value (K,), gradient (K, 6), and the slopes of the cells, (K, N, 2)
+        """
+        value, slope = self.cell_values(motions)
+        gradient = slope.reshape(len(motions), -1) @ self.columns.T
+        gradient = gradient.astype(float) * self.weight
+        spread = translation_spread(motions, self.focal_px)[:, None]
+        translation = motions[:, 3:]
+        length = (translation ** 2).sum(axis=1, keepdims=True)
+        gradient[:, 3:] -= translation / spread
+        gradient[:, :3] += length * (TRANSLATION_PRIOR / spread) ** 2 * motions[:, :3]
+        return value.sum(axis=1) * self.weight - 0.5 * (length / spread)[:, 0], gradient, slope
+
+    def empirical_information(self, motions: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """Sum of squared scores of the cells, and the prior's share, (K, 6, 6)."""
+        score = slope[..., :1] * self.matrix[:, 0] + slope[..., 1:] * self.matrix[:, 1]
+        information = (score.transpose(0, 2, 1) @ score).astype(float) * self.weight
+        prior = np.zeros_like(information)
+        prior[:, range(3, 6), range(3, 6)] = 1.0 / translation_spread(motions,
+                                                                      self.focal_px)[:, None]
+        return information + prior
+
+    def climb(self, motions: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Go uphill from several starts at once: BFGS from the empirical information, step halving.
+
+        :param motions: (K, 6)
+        :returns: improved motions (K, 6) and their log-posteriors (K,)
+        """
+        best, (value, gradient, slope) = motions, self.evaluate(motions)
+        information = self.empirical_information(motions, slope)
+        diagonal = np.einsum('kii->ki', information)
+        inverse = np.linalg.inv(information + np.eye(6) * (0.1 * diagonal + 1e-3)[:, None, :])
+        length = np.ones(len(motions))
+        for _ in range(iterations):
+            step = length[:, None] * np.einsum('kij,kj->ki', inverse, gradient)
+            new_value, new_gradient, _ = self.evaluate(best + step)
+            better = new_value > value
+            # curvature along the step, learnt from failures too
+            change = gradient - new_gradient
+            curvature = np.einsum('ki,ki->k', step, change)
+            learn = curvature > 1e-9
+            rho = np.where(learn, 1.0 / np.where(learn, curvature, 1.0), 0.0)
+            left = np.eye(6) - rho[:, None, None] * step[:, :, None] * change[:, None, :]
+            inverse = left @ inverse @ left.transpose(0, 2, 1) \
+                + rho[:, None, None] * step[:, :, None] * step[:, None, :]
+            best = np.where(better[:, None], best + step, best)
+            value = np.where(better, new_value, value)
+            gradient = np.where(better[:, None], new_gradient, gradient)
+            length = np.where(better, np.minimum(1.0, length * 2), length * 0.4)
+        return best, value
+
+
+def translation_spread(motions: np.ndarray, focal_px: float) -> np.ndarray:
+    """Prior variance of v T / Z, (K,): hands turn about the wrist, so it grows with |w T|."""
+    return TRANSLATION_PRIOR ** 2 * (motions[:, :3] ** 2).sum(axis=1) \
+        + (TRANSLATION_PRIOR_FLOOR_PX / focal_px) ** 2
 
 
 def lifted_start(log_probability: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -140,57 +191,58 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     """
     Find the motion that the cells' distributions agree on.
 
-    :param log_probability: (N, BINS), float32
-    :param matrix: (N, 2, 6), motion field matrix at the cells' centres, px
+    :param log_probability: (h, w, BINS), float32
+    :param matrix: (h, w, 2, 6), motion field matrix at the cells' centres, px
     :param seeds: further starting points (6,), such as a stream's prediction
     :returns: the motion up to sign, with its covariance
     """
-    objective = BlurObjective(log_probability, matrix)
-    focal_px = np.abs(matrix[:, 0, 1]).mean()
-    lifted = lifted_start(log_probability, matrix)
-    common = BIN_DISPLACEMENTS_PX[1 + np.argsort(-log_probability[:, 1:].sum(axis=0))[[0, 8]]]
-    pans = [np.array([d[1], -d[0], 0.0]) / focal_px for d in common]
-    turns = [pans[0] + [0.0, 0.0, turn] for turn in (-0.05, 0.05)]
-    starts = [np.concatenate([w, np.zeros(3)]) for w in
-              (lifted, 0.6 * lifted, 1.6 * lifted, *pans, *turns, np.full(3, 1e-3))]
-    starts.extend(seeds)
-    starts.sort(key=lambda start: objective(start)[0])
-    # px-sized variables make the problem round
-    best = min((minimize(lambda p: _scaled(objective, p, focal_px), start * focal_px, jac=True,
-                         method='L-BFGS-B', options={'maxiter': 40})
-                for start in starts[:STARTS_REFINED]), key=lambda result: result.fun)
-    motion = best.x / focal_px
-    value, _ = objective.cell_values(motion)
-    covariance = _covariance(log_probability, objective.matrix, motion, focal_px)
+    # every other row and column is enough to find the right hill
+    sparse_probability = log_probability[::2, ::2].reshape(-1, BINS)
+    sparse_matrix = matrix[::2, ::2].reshape(-1, 2, 6)
+    sparse = BlurObjective(sparse_probability, sparse_matrix, CELLS_PER_WITNESS / 4)
+    starts = np.concatenate([_starts(sparse_probability, sparse_matrix, sparse.focal_px),
+                             *(seed[None] for seed in seeds)])
+    hills, heights = sparse.climb(starts, COARSE_ITERATIONS)
+    log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
+    objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
+    finalists = hills[np.argsort(-heights)[:FINALISTS]]
+    peaks, heights = objective.climb(finalists, FINE_ITERATIONS)
+    motion = peaks[np.argmax(heights)]
+    value = objective.cell_values(motion[None])[0][0]
     return BlurSolution(
-        motion, covariance, float(value.mean()),
-        float(np.clip(1.0 + value.mean() / math.log(BINS), 0.0, 1.0)),
+        motion, _covariance(sparse_probability, sparse_matrix, motion, sparse),
+        float(value.mean()), float(np.clip(1.0 + value.mean() / math.log(BINS), 0.0, 1.0)),
         float(np.mean(value > log_probability.max(axis=1) - 3.0)),
         float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))))
 
 
-def _scaled(objective: BlurObjective, pixels: np.ndarray,
-            focal_px: float) -> tuple[float, np.ndarray]:
-    value, gradient = objective(pixels / focal_px)
-    return value, gradient / focal_px
+def _starts(log_probability: np.ndarray, matrix: np.ndarray, focal_px: float) -> np.ndarray:
+    """Motions (K, 6) to start from: lifted, commonest displacement, with and without roll."""
+    lifted = lifted_start(log_probability, matrix)
+    common = BIN_DISPLACEMENTS_PX[1 + np.argmax(log_probability[:, 1:].sum(axis=0))]
+    pan = np.array([common[1], -common[0], 0.0]) / focal_px
+    rotations = [lifted, 0.6 * lifted, 1.6 * lifted, pan, pan + [0.0, 0.0, 0.05],
+                 pan - [0.0, 0.0, 0.05], np.full(3, 1.0 / focal_px)]
+    return np.concatenate([rotations, np.zeros((len(rotations), 3))], axis=1)
 
 
 def _covariance(log_probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
-                focal_px: float) -> np.ndarray:
+                objective: BlurObjective) -> np.ndarray:
     """Inverse information: each cell's own spread around the solution, witnesses counted once."""
-    flow = matrix @ motion.astype(np.float32)
+    flow = (matrix @ motion).astype(np.float32)
     probability = np.exp(log_probability)
     facing = np.sign(flow @ BIN_DISPLACEMENTS_PX.T)
-    offset_u = facing * BIN_DISPLACEMENTS_PX[:, 0] - flow[:, :1]
-    offset_v = facing * BIN_DISPLACEMENTS_PX[:, 1] - flow[:, 1:]
-    uu = (probability * offset_u * offset_u).sum(axis=1) + 0.1
-    vv = (probability * offset_v * offset_v).sum(axis=1) + 0.1
-    uv = (probability * offset_u * offset_v).sum(axis=1)
-    determinant = uu * vv - uv * uv
+    # moments of the bins, each turned to the side of the solution
+    u, v = BIN_DISPLACEMENTS_PX.T
+    first = (probability * facing) @ BIN_DISPLACEMENTS_PX
+    second = probability @ np.stack([u * u, v * v, u * v], axis=1)
+    uu = second[:, 0] - 2 * first[:, 0] * flow[:, 0] + flow[:, 0] ** 2 + 0.1
+    vv = second[:, 1] - 2 * first[:, 1] * flow[:, 1] + flow[:, 1] ** 2 + 0.1
+    uv = second[:, 2] - first[:, 0] * flow[:, 1] - first[:, 1] * flow[:, 0] \
+        + flow[:, 0] * flow[:, 1]
     inverse = np.stack([np.stack([vv, -uv], -1), np.stack([-uv, uu], -1)], -2) \
-        / determinant[:, None, None]
-    information = np.einsum('nai,nab,nbj->ij', matrix, inverse, matrix) / CELLS_PER_WITNESS
-    spread = TRANSLATION_PRIOR ** 2 * (motion[:3] @ motion[:3]) \
-        + (TRANSLATION_PRIOR_FLOOR_PX / focal_px) ** 2
-    information[3:, 3:] += np.eye(3) / spread
-    return np.linalg.inv(information.astype(float))
+        / (uu * vv - uv * uv)[:, None, None]
+    information = np.einsum('nai,nab,nbj->ij', matrix, inverse, matrix, optimize=True)
+    information = information.astype(float) * objective.weight
+    information[3:, 3:] += np.eye(3) / translation_spread(motion[None], objective.focal_px)[0]
+    return np.linalg.inv(information)
