@@ -9,7 +9,8 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_types_from_msg
 
-from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
+from image_as_imu_ros.errors import (
+    ConfigError, DataFormatError, ImageAsImuError, SynchronizationError)
 from image_as_imu_ros.evaluation.rosbag_writer import write_rosbag
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.evaluation.sources.recording import Recording
@@ -216,6 +217,23 @@ def test_truncated_bags_are_named(recording: Recording, tmp_path: Path, name: st
         open_recording(tmp_path / name)
 
 
+def test_damaged_bytes_never_raise_another_error(recording: Recording, tmp_path: Path):
+    random = np.random.default_rng(4)
+    for name in ('bag.mcap', 'bag.db3'):
+        write_rosbag(recording, tmp_path / name, images='compressed')
+        content = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
+        size = content.size
+        for start, stop in 6 * [(0, size), (0, 20_000), (size - 5000, size)]:
+            damaged = content.copy()
+            damaged[random.integers(start, stop, 20)] ^= 0x55
+            (tmp_path / f'damaged_{name}').write_bytes(damaged.tobytes())
+            try:
+                bag = open_recording(tmp_path / f'damaged_{name}')
+                assert len(list(bag.streams[0].read())) == bag.frame_count
+            except ImageAsImuError as error:
+                assert len(str(error).splitlines()) == 1
+
+
 def test_topics_must_be_named_where_there_are_several(recording: Recording, tmp_path: Path):
     write_rosbag(recording, tmp_path / 'bag')
     store = typestore()
@@ -238,6 +256,8 @@ def test_topics_must_be_named_where_there_are_several(recording: Recording, tmp_
         assert (stream.camera, stream.records[0].exposure_time_s) == ('/rear/image_raw', 0.01)
     both = open_recording(tmp_path / 'two', options=RecordingOptions(camera='*'))
     assert len(both.streams) == 2
+    with pytest.raises(DataFormatError, match='no topic /up of type'):
+        open_recording(tmp_path / 'two', options=RecordingOptions(image_topic='/up'))
     with pytest.raises(ConfigError, match='no image topic'):
         open_recording(tmp_path / 'two', options=RecordingOptions(camera='/up/*'))
 

@@ -17,13 +17,12 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection, QosDurability
 from rosgraph_msgs.msg import Clock
 from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
-from image_as_imu_ros.evaluation.sources.rosbag import COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, open_bag
+from image_as_imu_ros.evaluation.sources.rosbag import COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, Bag
 
 LARGE_IMAGES_PROFILE = Path(__file__).with_name('fastdds_large_images.xml')
 """Fast DDS profile whose shared-memory segment has room for images."""
@@ -98,7 +97,7 @@ def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
     :raises SynchronizationError: if no one subscribes in time
     """
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
-    with open_bag(bag) as reader:
+    with Bag(bag) as reader:
         context = Context()  # not the default one, whose signal handlers would swallow Ctrl-C
         rclpy.init(context=context)
         try:
@@ -111,15 +110,12 @@ def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
 class Player:
     """Publishers of a node for the topics of an open bag."""
 
-    def __init__(self, node: Node, reader: AnyReader, options: PlayOptions,
+    def __init__(self, node: Node, reader: Bag, options: PlayOptions,
                  statistics: PlayStatistics) -> None:
         self._node = node
         self._reader = reader
         self._options = options
         self._statistics = statistics
-        if not reader.is2:
-            raise DataFormatError('a bag of ROS 1 cannot be played; convert it to a rosbag2 with '
-                                  '`rosbags-convert`')
         self._channels: dict[int, Channel] = {}
         for connection in reader.connections:
             self._advertise(connection)
