@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters
-from image_as_imu_ros.ros.parameters import declare_parameters, read_config
+from image_as_imu_ros.ros.parameters import NodeParameters
 
 CASES = [(name, entry) for name, _, entry in ros_parameters()]
 by_name = pytest.mark.parametrize('name, entry', CASES, ids=[name for name, _ in CASES])
@@ -29,11 +29,10 @@ def context():
     context.shutdown()
 
 
-def make_node(context: Context, **overrides) -> Node:
+def make_node(context: Context, **overrides) -> tuple[Node, NodeParameters]:
     node = Node('parameters_under_test', context=context, parameter_overrides=[
         Parameter(name, value=value) for name, value in overrides.items()])
-    declare_parameters(node)
-    return node
+    return node, NodeParameters(node)
 
 
 def unacceptable_values(entry: dataclasses.Field) -> list:
@@ -48,19 +47,19 @@ def unacceptable_values(entry: dataclasses.Field) -> list:
 
 
 def test_defaults_are_those_of_the_config(context):
-    assert read_config(make_node(context)) == VisualImuConfig()
+    assert make_node(context)[1].config == VisualImuConfig()
 
 
 def test_overrides_arrive_in_their_section(context):
-    node = make_node(context, **{'estimator.working_size': 256, 'exposure_time': 0.004})
-    config = read_config(node)
+    overrides = {'estimator.working_size': 256, 'exposure_time': 0.004}
+    config = make_node(context, **overrides)[1].config
     assert config.estimator.working_size == 256
     assert config.node.exposure_time == 0.004
 
 
 @by_name
 def test_descriptors_say_what_the_config_says(context, name, entry):
-    descriptor = make_node(context).describe_parameter(name)
+    descriptor = make_node(context)[0].describe_parameter(name)
     assert descriptor.description.startswith(entry.metadata['description'])
     assert entry.metadata['unit'] in descriptor.description
     assert descriptor.read_only == entry.metadata['read_only']
@@ -80,30 +79,34 @@ def test_bad_overrides_are_refused_by_name(context, name, entry):
 
 @pytest.mark.parametrize('name, entry', changeable, ids=[name for name, _ in changeable])
 def test_bad_values_at_run_time_are_refused_and_change_nothing(context, name, entry):
-    node = make_node(context)
+    node, parameters = make_node(context)
     for value in unacceptable_values(entry):
         (result,) = node.set_parameters([Parameter(name, value=value)])
         assert not result.successful
         assert name in result.reason or 'type' in result.reason
     assert node.get_parameter(name).value == entry.default
+    assert parameters.config == VisualImuConfig()
 
 
 def test_read_only_parameters_stay(context):
-    node = make_node(context)
+    node, _ = make_node(context)
     (result,) = node.set_parameters([Parameter('estimator.weights', value='other')])
     assert not result.successful
     assert 'estimator.weights' in result.reason
 
 
-def test_changes_at_run_time_are_read_back(context):
-    node = make_node(context)
+@pytest.mark.parametrize('distribution', ['humble', 'later'])
+def test_changes_at_run_time_are_followed(context, distribution, monkeypatch):
+    if distribution == 'humble':
+        monkeypatch.delattr(Node, 'add_post_set_parameters_callback')
+    node, parameters = make_node(context)
     (result,) = node.set_parameters([Parameter('stamp_reference', value='end')])
     assert result.successful
-    assert read_config(node).node.stamp_reference == 'end'
+    assert parameters.config.node.stamp_reference == 'end'
 
 
 def test_parameters_of_others_pass(context):
-    node = make_node(context)
+    node, _ = make_node(context)
     node.declare_parameter('qos_overrides./image.subscription.depth', 1)
     assert node.set_parameters(
         [Parameter('qos_overrides./image.subscription.depth', value=5)])[0].successful

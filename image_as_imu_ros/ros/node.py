@@ -37,7 +37,7 @@ from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
 from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
 from image_as_imu_ros.ros.inbox import Arrival, Inbox
-from image_as_imu_ros.ros.parameters import declare_parameters, read_config
+from image_as_imu_ros.ros.parameters import NodeParameters
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import CameraIntrinsics, Frame, MotionEstimate
 
@@ -47,6 +47,9 @@ COMPANION_DEPTH = 10
 
 STOP_WAIT_S = 1.0
 """How long the end of the image in work is waited for; an interrupted node ends within 2 s."""
+
+WARM_UP_FRAMES = 2
+"""The second one is also aligned with the first."""
 
 INTERVAL_TOLERANCE = 1.1
 """Exposures up to this many frame intervals pass: stamps jitter."""
@@ -113,7 +116,7 @@ class VisualImu(LifecycleNode):
         self._last_warning_s: dict[DropCause, float] = {}
         self._newest_frame_ns: int | None = None
 
-        declare_parameters(self)
+        self._settings = NodeParameters(self)
         self._imu_publisher = self._publisher(Imu, '~/imu/data_raw')
         self._twist_publisher = self._publisher(TwistWithCovarianceStamped, '~/twist')
         self._motion_publisher = self._publisher(MotionEstimateMsg, '~/motion')
@@ -121,8 +124,13 @@ class VisualImu(LifecycleNode):
             DiagnosticArray, '/diagnostics', OUTPUT_DEPTH)
         # Steady, so that a simulated clock that stands still does not silence them.
         self.create_timer(
-            read_config(self).node.diagnostics_period, self._publish_diagnostics,
+            self.config.node.diagnostics_period, self._publish_diagnostics,
             clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def config(self) -> VisualImuConfig:
+        """Present values of the parameters."""
+        return self._settings.config
 
     # Transitions
 
@@ -181,12 +189,12 @@ class VisualImu(LifecycleNode):
         :raises WeightsError: if the weights are missing, corrupt or of another architecture
         :raises ConfigError: if the device is not available, or tf2_ros not installed
         """
-        config = read_config(self)
+        config = self.config
         if config.node.output_frame:
             self._listen_to_transforms()
         self._gyroscope = VisualGyroscope(config.estimator)
         self._stream = StreamEstimator(self._gyroscope, config.stream)
-        warm_up(self._gyroscope)
+        warm_up(self._stream)
         self._monitor.facts |= {
             'weights': config.estimator.weights, 'device': str(self._gyroscope.device)}
 
@@ -201,7 +209,7 @@ class VisualImu(LifecycleNode):
 
     def _start(self) -> None:
         """Forget the past, subscribe and start the worker."""
-        config = read_config(self).node
+        config = self.config.node
         if self._worker is not None:
             self._worker.join()  # where it outlasted STOP_WAIT_S
         self._stream.reset()
@@ -267,7 +275,7 @@ class VisualImu(LifecycleNode):
         if stamp_ns <= 0:
             self._drop(DropCause.ZERO_STAMP, 'image has no stamp; check the camera driver')
             return
-        max_latency_s = self.get_parameter('max_latency').value
+        max_latency_s = self.config.node.max_latency
         age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9
         if max_latency_s and age_s > max_latency_s:
             self._drop(DropCause.LATE, f'image is {age_s:.3f} s old on arrival; raise '
@@ -300,7 +308,7 @@ class VisualImu(LifecycleNode):
 
         :raises FrameDropped: if the image yields no message
         """
-        config = read_config(self)
+        config = self.config
         if camera_info is None:
             raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
                                f'{self.resolve_topic_name("camera_info")}; remap it')
@@ -445,11 +453,14 @@ def assemble_frame(image_msg: Image | CompressedImage, camera_info: CameraInfo,
         return Frame(image, stamp_ns, intrinsics, exposure.time_s, exposure.readout_s)
 
 
-def warm_up(gyroscope: VisualGyroscope) -> None:
-    """Let the first image be as quick as the others."""
-    image = np.random.default_rng(0).integers(0, 256, (240, 320), np.uint8)
-    gyroscope.estimate(Frame(image, 0, CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5),
-                             exposure_time_s=0.01))
+def warm_up(stream: StreamEstimator) -> None:
+    """Let the first images be as quick as the others."""
+    random = np.random.default_rng(0)
+    intrinsics = CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
+    for index in range(WARM_UP_FRAMES):
+        image = random.integers(0, 256, (240, 320), np.uint8)
+        stream.process(Frame(image, index * 33_000_000, intrinsics, exposure_time_s=0.01))
+    stream.reset()
 
 
 def keep_large_buffers() -> None:
@@ -483,7 +494,7 @@ def main(args: list[str] | None = None) -> int:
     node = None
     try:
         node = VisualImu()
-        if read_config(node).node.autostart and not autostart(node):
+        if node.config.node.autostart and not autostart(node):
             return 1
         rclpy.spin(node)
     except ParameterException as error:

@@ -1,10 +1,9 @@
-"""ROS parameters of the typed config: declared, checked and read back, never listed twice."""
+"""ROS parameters of the typed config: declared, checked and followed, never listed twice."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -15,28 +14,63 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from image_as_imu_ros.config import VisualImuConfig, describe, from_dict, ros_parameters
+from image_as_imu_ros.config import VisualImuConfig, describe, ros_parameters
 from image_as_imu_ros.errors import ConfigError
 
 
-def declare_parameters(node: Node) -> None:
+class NodeParameters:
     """
-    Declare a parameter for every field of VisualImuConfig and refuse bad values from then on.
+    Declares a parameter for every setting, and keeps `config` equal to their values.
+
+    Values that the config refuses are refused, by name and with the reason.
 
     :raises rclpy.exceptions.ParameterException: if an override is out of range or of the wrong
         type
     """
-    node.add_on_set_parameters_callback(_check)
-    for name, _, entry in ros_parameters():
-        node.declare_parameter(name, entry.default, _descriptor(entry))
 
+    def __init__(self, node: Node) -> None:
+        self.config = VisualImuConfig()
+        self._fields = {name: (section, entry) for name, section, entry in ros_parameters()}
+        self._applies_when_checked = not hasattr(node, 'add_post_set_parameters_callback')
+        node.add_on_set_parameters_callback(self._check)
+        if not self._applies_when_checked:  # Humble has no callback after the fact
+            node.add_post_set_parameters_callback(self._apply)
+        for name, (_, entry) in self._fields.items():
+            node.declare_parameter(name, entry.default, _descriptor(entry))
 
-def read_config(node: Node) -> VisualImuConfig:
-    """Config of the parameters' present values."""
-    values: dict[str, dict[str, Any]] = {}
-    for name, section, entry in ros_parameters():
-        values.setdefault(section, {})[entry.name] = node.get_parameter(name).value
-    return from_dict(VisualImuConfig, values)
+    def _changed(self, parameters: Iterable[Parameter]) -> VisualImuConfig:
+        """
+        Config after a change; parameters of others (QoS overrides) do not matter.
+
+        :raises ConfigError: if a value is out of range or contradicts another
+        """
+        config = self.config
+        for parameter in parameters:
+            if parameter.name not in self._fields:
+                continue
+            section, entry = self._fields[parameter.name]
+            try:
+                changed = dataclasses.replace(
+                    getattr(config, section), **{entry.name: parameter.value})
+            except ConfigError as error:
+                prefix = parameter.name[:-len(entry.name)]
+                raise ConfigError(f'{prefix}{error}') from error
+            config = dataclasses.replace(config, **{section: changed})
+        return config
+
+    def _check(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Accept or refuse a change."""
+        try:
+            config = self._changed(parameters)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if self._applies_when_checked:
+            self.config = config
+        return SetParametersResult(successful=True)
+
+    def _apply(self, parameters: list[Parameter]) -> None:
+        """Take over a change that was accepted."""
+        self.config = self._changed(parameters)
 
 
 def _descriptor(entry: dataclasses.Field) -> ParameterDescriptor:
@@ -51,17 +85,3 @@ def _descriptor(entry: dataclasses.Field) -> ParameterDescriptor:
     elif isinstance(entry.default, int) and low is not None:
         descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
     return descriptor
-
-
-def _check(parameters: Iterable[Parameter]) -> SetParametersResult:
-    """Refuse values that the config refuses; parameters of others (QoS overrides) pass."""
-    known = {name: (section, entry) for name, section, entry in ros_parameters()}
-    for parameter in parameters:
-        if parameter.name in known:
-            section, entry = known[parameter.name]
-            try:
-                from_dict(VisualImuConfig, {section: {entry.name: parameter.value}})
-            except ConfigError as error:
-                prefix = parameter.name[:-len(entry.name)]
-                return SetParametersResult(successful=False, reason=f'{prefix}{error}')
-    return SetParametersResult(successful=True)
