@@ -48,14 +48,14 @@ def sample_camera(rng: np.random.Generator, width_px: int, height_px: int) -> Ca
 
 
 def sample_motion(rng: np.random.Generator, focal_px: float) -> np.ndarray:
-    """Draw (w T, v T / d): blur up to some 70 px, translation as of a hand-held camera."""
+    """Draw (w T, v T / d): blur up to some 60 px, translation as of a hand-held camera."""
     kind = rng.random()
     if kind < 0.08:
         extent = rng.uniform(0.0, 1.0)
     elif kind < 0.6:
-        extent = np.exp(rng.uniform(np.log(1.0), np.log(70.0)))
+        extent = np.exp(rng.uniform(np.log(1.0), np.log(60.0)))
     else:
-        extent = rng.uniform(1.0, 60.0)
+        extent = rng.uniform(1.0, 42.0)
     axis = rng.standard_normal(3) * (1.0, 1.0, rng.choice([0.5, 1.0, 3.0]))
     rotation = axis / np.linalg.norm(axis) * extent / focal_px
     lever = rng.normal(0.0, 0.25, 3)
@@ -105,9 +105,9 @@ def render(rng: np.random.Generator, texture: np.ndarray, intrinsics: CameraIntr
 def _scene(rng: np.random.Generator, texture: np.ndarray, width_px: int,
            height_px: int) -> np.ndarray:
     """A random view of the texture, turned, scaled and relit, at OVERSAMPLING."""
-    for _ in range(4):
+    for _ in range(6):
         scene = _view(rng, texture, width_px, height_px)
-        if np.quantile(np.abs(np.diff(scene[::2, ::2])), 0.75) > 0.02 * scene.mean():
+        if np.quantile(np.abs(np.diff(scene[::2, ::2])), 0.75) > 0.05 * scene.mean():
             break  # enough detail to show a blur; else look elsewhere
     scene = scene ** np.float32(rng.uniform(0.7, 1.5))
     if rng.random() < 0.4:  # lamps and windows: brighter than the sensor can hold
@@ -142,10 +142,10 @@ def expose(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
     :param light: (H, W) float32 in linear light, 1 saturates
     :returns: (H, W) uint8
     """
-    if rng.random() < 0.4:
-        light = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.3, 1.1)))
+    if rng.random() < 0.3:
+        light = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.3, 1.0)))
     light = np.clip(light, 0.0, 1.0)
-    noise = np.exp(rng.uniform(np.log(1e-3), np.log(2e-2)))
+    noise = np.exp(rng.uniform(np.log(5e-4), np.log(1e-2)))
     deviation = noise * np.sqrt(light * rng.uniform(0.3, 1.5) + rng.uniform(0.005, 0.05))
     grain = rng.standard_normal(light.shape, np.float32)
     if rng.random() < 0.5:  # demosaicking and noise reduction correlate the noise

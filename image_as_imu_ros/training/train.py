@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import WeightsError
-from image_as_imu_ros.model.displacement_bins import interpolation
+from image_as_imu_ros.geometry.displacement_bins import interpolation
 from image_as_imu_ros.model.network import CompactNetwork
 from image_as_imu_ros.training.dataset import CropBatches, CropFactory, collate
 

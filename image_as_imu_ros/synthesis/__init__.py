@@ -1,0 +1,1 @@
+"""Synthetic motion blur: training crops and whole simulated recordings."""
