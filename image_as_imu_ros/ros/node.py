@@ -344,7 +344,8 @@ class VisualImu(LifecycleNode):
         if back_s <= config.stream.max_gap:
             raise FrameDropped(DropCause.OUT_OF_ORDER, f'image is {back_s:.3f} s older than one '
                                'before it')
-        self.get_logger().warning(f'time jumped back by {back_s:.3f} s: starting anew')
+        self.get_logger().warning(f'time jumped back by {back_s:.3f} s: starting anew',
+                                  throttle_duration_sec=WARNING_PERIOD_S)
         self._stream.reset()
         self._monitor.restarted()
 
