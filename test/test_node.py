@@ -553,6 +553,17 @@ def test_configure_fails_on_bad_weights_and_says_why(blurred_sequence, tmp_path,
         assert Path(weights).name in peer.status.message
 
 
+def test_activate_fails_on_a_bad_quality_of_service_and_says_why(blurred_sequence):
+    key = 'qos_overrides./image.subscription.reliability'
+    with Rig(blurred_sequence, **{key: 'nonsense'}) as peer:
+        assert peer.change_state(Transition.TRANSITION_CONFIGURE)
+        assert not peer.change_state(Transition.TRANSITION_ACTIVATE)
+        assert peer.state() == State.PRIMARY_STATE_INACTIVE
+        peer.wait(lambda: peer.status.level == DiagnosticStatus.ERROR)
+        assert 'activate refused' in peer.status.message
+        assert 'nonsense' in peer.status.message
+
+
 def test_output_frame_without_tf2_is_refused(blurred_sequence, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tf2_ros', None)
     with Rig(blurred_sequence, output_frame='imu_link') as peer:
