@@ -39,8 +39,7 @@ def test_run_states_both_signs_with_deviations(sequence_folder: Path, blurred_se
     assert result['sign_resolved'] is False
     assert min(result['angular_velocity_stddev_rad_s']) > 0.0
     truth = blurred_sequence.frames[0].angular_velocity_rad_s
-    assert min(np.linalg.norm(one - truth), np.linalg.norm(other - truth)) < (
-        0.5 * np.linalg.norm(truth))
+    assert abs(one @ truth) > 0.9 * np.linalg.norm(one) * np.linalg.norm(truth)
 
     assert main(['run', str(image), *CAMERA, '--exposure', '0.01']) == 0
     text = capsys.readouterr().out
@@ -109,8 +108,7 @@ def test_evaluate_writes_a_report_and_prints_its_table(sequence_folder: Path, tm
     assert f'frames {summary["frames"]}  evaluated {summary["evaluated"]}' in printed
     values = summary['protocols']['interpolated']
     assert (values['rotation_rmse_rad_s'] is None) == (mode == 'single')
-    error = np.linalg.norm(values['rotation_rmse_oracle_sign_rad_s'])
-    assert error < 0.7 * np.linalg.norm(summary['zero_rotation_rmse_rad_s'])
+    assert min(values['rotation_slope']) > 0.3
     assert summary['frame_ms']['p50'] > 0.0
 
 

@@ -223,7 +223,7 @@ def test_damaged_bytes_never_raise_another_error(recording: Recording, tmp_path:
         write_rosbag(recording, tmp_path / name, images='compressed')
         content = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
         size = content.size
-        for start, stop in 6 * [(0, size), (0, 20_000), (size - 5000, size)]:
+        for start, stop in 3 * [(0, size), (0, 20_000), (size - 5000, size)]:
             damaged = content.copy()
             damaged[random.integers(start, stop, 20)] ^= 0x55
             (tmp_path / f'damaged_{name}').write_bytes(damaged.tobytes())
