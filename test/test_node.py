@@ -31,7 +31,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
@@ -72,7 +72,6 @@ class Peer(Node):
                             ('motion', MotionEstimate)):
             self._listen(kind, f'visual_imu/{topic}', topic)
         self._listen(DiagnosticArray, '/diagnostics', 'diagnostics')
-        self.executor_thread = spin_in_thread(self, context)
 
     def _listen(self, kind: type, topic: str, key: str) -> None:
         self.received[key] = []
@@ -168,18 +167,18 @@ class Peer(Node):
         return self.received['motion'][-1]
 
 
-def spin_in_thread(node: Node, context: Context) -> threading.Thread:
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
+class Spinner:
+    """Spins a node in a thread of its own until it is stopped."""
 
-    def spin() -> None:
-        try:
-            executor.spin()
-        except ExternalShutdownException:
-            pass
-    thread = threading.Thread(target=spin)
-    thread.start()
-    return thread
+    def __init__(self, node: Node, context: Context) -> None:
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._executor.spin)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._executor.shutdown()
+        self._thread.join()
 
 
 class Rig:
@@ -194,16 +193,16 @@ class Rig:
                   'exposure_time': sequence.exposure_time_s} | parameters
         self.node = VisualImu(context=self.context, parameter_overrides=[
             Parameter(name, value=value) for name, value in values.items()])
-        self._thread = spin_in_thread(self.node, self.context)
         self.peer = Peer(sequence, self.context, compressed)
+        self._spinners = [Spinner(node, self.context) for node in (self.node, self.peer)]
 
     def __enter__(self) -> Peer:
         return self.peer
 
     def __exit__(self, *error: object) -> None:
+        for spinner in self._spinners:
+            spinner.stop()
         self.context.shutdown()
-        self._thread.join()
-        self.peer.executor_thread.join()
 
 
 def activate(peer: Peer) -> Peer:
@@ -652,8 +651,9 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
     rclpy.init(context=context)
     process = node_process('autostart:=true', 'max_latency:=0.0', 'exposure_time:=0.01',
                            'estimator.threads:=1')
+    peer = Peer(blurred_sequence, context)
+    spinner = Spinner(peer, context)
     try:
-        peer = Peer(blurred_sequence, context)
         peer.wait_until_matched(START_DEADLINE_S)
         deadline = time.monotonic() + DEADLINE_S
         while not peer.received['imu/data_raw']:
@@ -666,8 +666,8 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
     finally:
         process.kill()
         process.wait()
+        spinner.stop()
         context.shutdown()
-        peer.executor_thread.join()
     assert process.returncode == 0
     assert 'Traceback' not in log
 
