@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -184,9 +185,12 @@ class Spinner:
 class Rig:
     """A node under test and its peer, in one process, over DDS."""
 
+    domains = (1 + (os.getpid() + count) % 100 for count in itertools.count(1))
+
     def __init__(self, sequence, compressed: bool = False, **parameters: Any) -> None:
         self.context = Context()
-        rclpy.init(context=self.context)
+        # A domain of its own: the one before may not have left the graph yet.
+        rclpy.init(context=self.context, domain_id=next(self.domains))
         values = {'diagnostics_period': 0.1, 'max_latency': 0.0, 'estimator.device': 'cpu',
                   'estimator.threads': 1,
                   'qos_overrides./camera_info.subscription.reliability': 'reliable',
