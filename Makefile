@@ -7,7 +7,7 @@ DEMO_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := CMakeLists.txt package.xml pyproject.toml setup.py \
+SOURCES := CMakeLists.txt package.xml pyproject.toml setup.cfg setup.py \
   $(shell find config image_as_imu_ros launch msg scripts -type f -not -name '*.pyc')
 
 .PHONY: install test demo lint config

@@ -39,8 +39,8 @@ class RotationFilter:
     Source: Singer (1970), doi:10.1109/TAES.1970.310128.
     """
 
-    CORRELATION_S = 0.06
-    ACCELERATION_PER_RATE = 20.0
+    CORRELATION_S = 0.08
+    ACCELERATION_PER_RATE = 40.0
     ACCELERATION_FLOOR_RAD_S2 = 1.0
     INITIAL_RATE_RAD_S = 5.0
     MEMORY_S = 0.3
@@ -108,6 +108,48 @@ class RotationFilter:
         self.recent_rate = float(np.sqrt(share * self.recent_rate ** 2 + (1 - share) * power))
 
 
+class BlurGain:
+    """
+    By how much the blur overstates the motion, learnt from the rotation between frames.
+
+    A wrongly stated exposure and the network's own bias both scale all blur by one factor. Its
+    logarithm is a random walk, observed whenever the filter knows a rate before the blur is
+    taken in.
+    """
+
+    PRIOR_STD = 0.3
+    DRIFT_STD = 0.01
+    RATIO_STD = 0.4
+    MIN_RATE_RAD_S = 1.5
+
+    def __init__(self) -> None:
+        self.log_gain = 0.0
+        self.variance = self.PRIOR_STD ** 2
+
+    def observe(self, blur_rate: np.ndarray, rate: np.ndarray, covariance: np.ndarray) -> None:
+        """
+        Compare a blur's rate with what the inter-frame rotations say, both (3,) rad/s.
+
+        :param covariance: of `rate`, (3, 3)
+        """
+        blur_speed, speed = np.linalg.norm(blur_rate), np.linalg.norm(rate)
+        deviation = np.sqrt(np.trace(covariance) / 3.0)
+        if min(blur_speed, speed) < max(self.MIN_RATE_RAD_S, 2.0 * deviation):
+            return
+        noise = self.RATIO_STD ** 2 + (deviation / speed) ** 2
+        innovation = np.log(blur_speed / speed) - self.log_gain
+        noise *= max(1.0, abs(innovation) / (2.0 * np.sqrt(self.variance + noise)))
+        self.variance += self.DRIFT_STD ** 2
+        share = self.variance / (self.variance + noise)
+        self.log_gain += share * innovation
+        self.variance *= 1.0 - share
+
+    @property
+    def value(self) -> float:
+        """Blur's rate over the true rate."""
+        return float(np.exp(self.log_gain))
+
+
 class StreamEstimator:
     """
     Joins a camera's images, in time order, into signed motion.
@@ -125,6 +167,7 @@ class StreamEstimator:
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._filter = RotationFilter()
+        self._gain = BlurGain()
 
     def process(self, frame: Frame) -> MotionEstimate:
         """
@@ -199,6 +242,9 @@ class StreamEstimator:
                 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
         blurred = measurement.informative and frame.exposure_time_s is not None
         if blurred and elapsed_s is not None:
+            self._gain.observe(estimate.angular_velocity_rad_s, self._filter.rate,
+                               self._filter.rate_covariance)
+            estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
             rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
             against = self._filter.likelihood(3, -rate, covariance) \
                 - self._filter.likelihood(3, rate, covariance)
@@ -229,3 +275,12 @@ class StreamEstimator:
         full[3:, 3:] = self._filter.rate_covariance
         return replace(estimate, angular_velocity_rad_s=self._filter.rate.copy(),
                        covariance=full, sign_resolved=True, sign_margin=margin, status=status)
+
+
+def _scaled(estimate: MotionEstimate, factor: float, log_variance: float) -> MotionEstimate:
+    """Both velocities times a factor whose logarithm has the given variance."""
+    twist = factor * np.concatenate([estimate.linear_velocity_m_s,
+                                     estimate.angular_velocity_rad_s])
+    return replace(estimate, linear_velocity_m_s=twist[:3], angular_velocity_rad_s=twist[3:],
+                   covariance=factor ** 2 * estimate.covariance
+                   + log_variance * np.outer(twist, twist))

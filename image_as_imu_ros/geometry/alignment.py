@@ -8,6 +8,7 @@ starting motions, coarse to fine, over rotation and the translation of a scene a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -23,12 +24,15 @@ SCALES = (8, 4, 2)
 ITERATIONS = (6, 6, 6)
 SURVIVORS = (3, 1)
 """Starting motions kept after all but the last level."""
+TEMPLATE_ROLLS_RAD = (-0.24, -0.12, 0.0, 0.12, 0.24)
+TEMPLATE_SEEDS = 2
 MIN_OVERLAP = 0.35
-MAX_PIXELS = 3000
+MAX_PIXELS = 6000
+NEIGHBOURHOOD_PX = 15
 BLUR_STEP_PX = 1.6
-PIXELS_PER_WITNESS = 20.0
+PIXELS_PER_WITNESS = 200.0
 """Neighbouring residuals are alike: so many pixels count as one independent witness."""
-TRANSLATION_PRIOR = 0.3
+TRANSLATION_PRIOR = 0.15
 TRANSLATION_PRIOR_FLOOR = 0.004
 FACING = np.array([0.0, 0.0, 1.0])
 
@@ -60,6 +64,8 @@ class Level:
         gx = cv2.Sobel(later, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
         gy = cv2.Sobel(later, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
         strength = gx * gx + gy * gy
+        # relative to the surroundings, so that a few lamps do not take all places
+        strength /= cv2.blur(strength, (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)) + 1e-6
         strength[[0, -1]] = strength[:, [0, -1]] = 0.0
         chosen = np.arange(strength.size)
         if strength.size > MAX_PIXELS:
@@ -133,7 +139,7 @@ class PairAligner:
         :param seeds: motions (6,) to start from
         :returns: None if no start leads to a match
         """
-        candidates = [np.asarray(seed, float) for seed in seeds]
+        candidates = [*seeds, *self._template_seeds(earlier, later)]
         result = None
         for number, (size, reduced, matrix) in enumerate(self._levels):
             level = Level(self._reduce(earlier, size, reduced, later_blur),
@@ -151,6 +157,28 @@ class PairAligner:
                         candidates.append(alignment.motion)
                 candidates = candidates[:SURVIVORS[number]]
         return result
+
+    def _template_seeds(self, earlier: np.ndarray, later: np.ndarray) -> list[np.ndarray]:
+        """Pans, with roll, under which the middle of the later image is found in the earlier."""
+        (width, height), reduced, _ = self._levels[0]
+        scene = cv2.resize(earlier, (width, height), interpolation=cv2.INTER_AREA)
+        view = cv2.resize(later, (width, height), interpolation=cv2.INTER_AREA)
+        left, top = width // 4, height // 4
+        centre = ((width - 1) / 2, (height - 1) / 2)
+        found = []
+        for roll in TEMPLATE_ROLLS_RAD:
+            turned = cv2.warpAffine(
+                view, cv2.getRotationMatrix2D(centre, -math.degrees(roll), 1.0), (width, height),
+                borderMode=cv2.BORDER_REPLICATE)
+            template = turned[top:height - top, left:width - left]
+            _, score, _, (x, y) = cv2.minMaxLoc(
+                cv2.matchTemplate(scene, template, cv2.TM_CCOEFF_NORMED))
+            # what is at the middle now was at an offset before: the image moved by its negative
+            u, v = left - x, top - y
+            found.append((score, np.array([v / reduced.fy_px, -u / reduced.fx_px, roll,
+                                           0.0, 0.0, 0.0])))
+        found.sort(key=lambda pair: -pair[0])
+        return [seed for _, seed in found[:TEMPLATE_SEEDS]]
 
     @staticmethod
     def _reduce(image: np.ndarray, size: tuple[int, int], intrinsics: CameraIntrinsics,

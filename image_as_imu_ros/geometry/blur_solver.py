@@ -18,7 +18,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
 
 CELLS_PER_WITNESS = 24.0
 """Neighbouring cells err together: so many count as one independent witness."""
-TRANSLATION_PRIOR = 0.4
+TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
 COARSE_ITERATIONS = 18

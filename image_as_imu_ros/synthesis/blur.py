@@ -120,7 +120,8 @@ def _scene(rng: np.random.Generator, texture: np.ndarray, width_px: int,
 def _view(rng: np.random.Generator, texture: np.ndarray, width_px: int,
           height_px: int) -> np.ndarray:
     width, height = int(width_px * OVERSAMPLING), int(height_px * OVERSAMPLING)
-    scale = float(np.exp(rng.uniform(np.log(0.45), np.log(2.5)))) / OVERSAMPLING
+    # mostly reduced, as cameras' images are before the network sees them, hence sharp
+    scale = float(np.exp(rng.uniform(np.log(0.9), np.log(3.2)))) / OVERSAMPLING
     while scale > 1.4:
         texture = cv2.resize(texture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         scale /= 2
@@ -142,8 +143,8 @@ def expose(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
     :param light: (H, W) float32 in linear light, 1 saturates
     :returns: (H, W) uint8
     """
-    if rng.random() < 0.3:
-        light = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.3, 1.0)))
+    if rng.random() < 0.2:
+        light = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.3, 0.8)))
     light = np.clip(light, 0.0, 1.0)
     noise = np.exp(rng.uniform(np.log(5e-4), np.log(1e-2)))
     deviation = noise * np.sqrt(light * rng.uniform(0.3, 1.5) + rng.uniform(0.005, 0.05))

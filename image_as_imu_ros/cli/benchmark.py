@@ -1,0 +1,41 @@
+"""`image-as-imu benchmark`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from image_as_imu_ros.cli.options import add_config_arguments, read_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument('--mode', choices=('single', 'stream'), default='stream')
+    parser.add_argument('--size', type=_size, default=(320, 224), metavar='WxH',
+                        help='input images, px (default: 320x224)')
+    parser.add_argument('--frames', type=int, default=100, help='images timed (default: 100)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the result here too')
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Time the pipeline and print a table."""
+    from image_as_imu_ros.evaluation.benchmark import benchmark
+    result = benchmark(read_config(arguments), arguments.mode, arguments.size, arguments.frames)
+    print(f'{result["mode"]}, {result["image_size"]}, {result["images"]} images, '
+          f'{result["threads"]} threads; {result["machine"]}')
+    print(f'{"ms":>12} {"p50":>8} {"p95":>8} {"p99":>8}')
+    for stage, times in result['ms'].items():
+        print(f'{stage:>12}' + ''.join(f' {times[key]:8.2f}' for key in ('p50', 'p95', 'p99')))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Parse WxH."""
+    try:
+        width, height = (int(side) for side in text.lower().split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not of the form 640x480') from None
+    return width, height
