@@ -19,11 +19,8 @@ from image_as_imu_ros.geometry.motion_field import (
     motion_field_matrix, pixel_grid, plane_homography)
 from image_as_imu_ros.types import CameraIntrinsics
 
-SCALES = (8, 4, 2)
-"""Reductions of the working image, coarse to fine."""
-ITERATIONS = (6, 6, 6)
-SURVIVORS = (3, 1)
-"""Starting motions kept after all but the last level."""
+ROUNDS = ((8, 1, 3), (8, 5, 2), (4, 4, 1), (2, 5, 1))
+"""Reduction of the working image, Gauss-Newton steps, and starts kept, coarse to fine."""
 TEMPLATE_ROLLS_RAD = (-0.24, -0.12, 0.0, 0.12, 0.24)
 TEMPLATE_SEEDS = 2
 MIN_OVERLAP = 0.35
@@ -35,6 +32,7 @@ PIXELS_PER_WITNESS = 200.0
 TRANSLATION_PRIOR = 0.15
 TRANSLATION_PRIOR_FLOOR = 0.004
 FACING = np.array([0.0, 0.0, 1.0])
+WEAK_PRIOR = 1e-3 * np.eye(6)
 
 
 @dataclass(frozen=True)
@@ -70,22 +68,63 @@ class Level:
         chosen = np.arange(strength.size)
         if strength.size > MAX_PIXELS:
             chosen = np.argpartition(-strength.ravel(), MAX_PIXELS)[:MAX_PIXELS]
-        self.earlier, self.intrinsics = earlier, intrinsics
+        self.earlier = earlier
+        self.camera, self.inverse_camera = intrinsics.matrix, np.linalg.inv(intrinsics.matrix)
         self.values = later.ravel()[chosen]
         self.jacobian = gx.ravel()[chosen, None] * matrix[chosen, 0] \
             + gy.ravel()[chosen, None] * matrix[chosen, 1]
         rows, columns = np.divmod(chosen, later.shape[1])
         self.pixels = np.stack([columns, rows, np.ones_like(rows)]).astype(np.float32)
 
-    def sample(self, homography: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Earlier image at the pixels, carried over by a homography: values, and which lie in."""
+    def sample(self, rotation: np.ndarray,
+               translation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Earlier image as the later camera would see it: values (N,), and which lie inside."""
         height, width = self.earlier.shape
+        turned = rotation * (1.0 - translation[2]) + np.outer(translation, rotation[2])
+        homography = self.camera @ turned @ self.inverse_camera
         x, y, z = homography.astype(np.float32) @ self.pixels
         z = np.maximum(z, 1e-3)
         x, y = x / z, y / z
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
         values = cv2.remap(self.earlier, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return values.reshape(-1), inside
+
+    def refine(self, start: np.ndarray, iterations: int) -> Alignment | None:
+        """
+        Improve a motion (6,) by Gauss-Newton steps.
+
+        The constant Jacobian is that of the later image (inverse composition).
+
+        :returns: None where the images overlap too little
+        """
+        rotation, translation = cv2.Rodrigues(start[:3])[0], start[3:].copy()
+        for _ in range(iterations):
+            values, inside = self.sample(rotation, translation)
+            overlap = float(inside.mean())
+            if overlap < MIN_OVERLAP:
+                return None
+            a, b = values[inside], self.values[inside]
+            a, b = a - a.mean(), b - b.mean()
+            a_power, b_power = float(a @ a) + 1e-6, float(b @ b) + 1e-6
+            residual = a * math.sqrt(b_power / a_power) - b  # exposure or white level may change
+            size = np.abs(residual)
+            noise = 1.4826 * float(np.median(size)) + 1e-3
+            weight = 1.0 / (1.0 + (residual / (2.5 * noise)) ** 2) ** 2
+            jacobian = self.jacobian[inside]
+            weighted = jacobian * (weight / (PIXELS_PER_WITNESS * noise ** 2))[:, None]
+            information = (jacobian.T @ weighted).astype(float) + WEAK_PRIOR
+            vector = (weighted.T @ residual).astype(float)
+            angle = cv2.Rodrigues(rotation)[0][:, 0]
+            spread = TRANSLATION_PRIOR ** 2 * (angle @ angle) + TRANSLATION_PRIOR_FLOOR ** 2
+            information[3:, 3:] += np.eye(3) / spread
+            vector[3:] -= translation / spread
+            step = np.linalg.solve(information, vector)
+            rotation = rotation @ cv2.Rodrigues(step[:3])[0]
+            translation = translation + rotation @ step[3:]
+        similarity = 1.0 - float(residual @ residual) / (2 * b_power)
+        return Alignment(np.concatenate([cv2.Rodrigues(rotation)[0][:, 0], translation]),
+                         np.linalg.inv(information), similarity,
+                         float((size < 2.5 * noise).mean()), overlap)
 
 
 def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray) -> np.ndarray:
@@ -121,12 +160,12 @@ class PairAligner:
 
     def __init__(self, intrinsics: CameraIntrinsics) -> None:
         self.intrinsics = intrinsics
-        self._levels = []
-        for scale in SCALES:
+        self._reductions = {}
+        for scale in sorted({scale for scale, _, _ in ROUNDS}):
             size = (intrinsics.width_px // scale, intrinsics.height_px // scale)
             reduced = intrinsics.resized(*size)
             matrix = motion_field_matrix(pixel_grid(*size, 1), reduced).astype(np.float32)
-            self._levels.append((size, reduced, matrix.reshape(-1, 2, 6)))
+            self._reductions[scale] = (size, reduced, matrix.reshape(-1, 2, 6))
 
     def align(self, earlier: np.ndarray, later: np.ndarray,
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
@@ -140,27 +179,28 @@ class PairAligner:
         :returns: None if no start leads to a match
         """
         candidates = [*seeds, *self._template_seeds(earlier, later)]
-        result = None
-        for number, (size, reduced, matrix) in enumerate(self._levels):
-            level = Level(self._reduce(earlier, size, reduced, later_blur),
-                          self._reduce(later, size, reduced, earlier_blur), reduced, matrix)
-            found = [self._refine(level, start, ITERATIONS[number]) for start in candidates]
+        level, level_scale = None, None
+        for scale, iterations, kept in ROUNDS:
+            if scale != level_scale:
+                size, reduced, matrix = self._reductions[scale]
+                level = Level(self._reduce(earlier, size, reduced, later_blur),
+                              self._reduce(later, size, reduced, earlier_blur), reduced, matrix)
+                level_scale = scale
+            found = [level.refine(start, iterations) for start in candidates]
             found = sorted((f for f in found if f is not None),
                            key=lambda alignment: -alignment.similarity)
             if not found:
                 return None
-            result = found[0]
-            if number < len(SURVIVORS):
-                candidates = []
-                for alignment in found:
-                    if all(_apart(alignment.motion, kept) for kept in candidates):
-                        candidates.append(alignment.motion)
-                candidates = candidates[:SURVIVORS[number]]
-        return result
+            candidates = []
+            for alignment in found:
+                if all(_apart(alignment.motion, other) for other in candidates):
+                    candidates.append(alignment.motion)
+            candidates = candidates[:kept]
+        return found[0]
 
     def _template_seeds(self, earlier: np.ndarray, later: np.ndarray) -> list[np.ndarray]:
         """Pans, with roll, under which the middle of the later image is found in the earlier."""
-        (width, height), reduced, _ = self._levels[0]
+        (width, height), reduced, _ = self._reductions[ROUNDS[0][0]]
         scene = cv2.resize(earlier, (width, height), interpolation=cv2.INTER_AREA)
         view = cv2.resize(later, (width, height), interpolation=cv2.INTER_AREA)
         left, top = width // 4, height // 4
@@ -185,41 +225,6 @@ class PairAligner:
                 blur: np.ndarray | None) -> np.ndarray:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         return small if blur is None else with_blur(small, intrinsics, blur)
-
-    @staticmethod
-    def _refine(level: Level, start: np.ndarray, iterations: int) -> Alignment | None:
-        """Gauss-Newton from one start; None where the images no longer overlap."""
-        rotation, translation = Rotation.from_rotvec(start[:3]), start[3:].copy()
-        for _ in range(iterations):
-            homography = plane_homography(level.intrinsics, rotation.as_matrix(), translation,
-                                          FACING)
-            values, inside = level.sample(homography)
-            overlap = float(inside.mean())
-            if overlap < MIN_OVERLAP:
-                return None
-            a, b = values[inside], level.values[inside]
-            a_spread, b_spread = a.std() + 1e-4, b.std() + 1e-4
-            # exposure and white level may change
-            residual = (a - a.mean()) * (b_spread / a_spread) - (b - b.mean())
-            size = np.abs(residual)
-            noise = 1.4826 * float(np.median(size)) + 1e-3
-            weight = 1.0 / (1.0 + (residual / (2.5 * noise)) ** 2) ** 2
-            jacobian = level.jacobian[inside]
-            weighted = jacobian * (weight / (PIXELS_PER_WITNESS * noise ** 2))[:, None]
-            information = (jacobian.T @ weighted).astype(float)
-            vector = (weighted.T @ residual).astype(float)
-            rotation_vector = rotation.as_rotvec()
-            spread = TRANSLATION_PRIOR ** 2 * (rotation_vector @ rotation_vector) \
-                + TRANSLATION_PRIOR_FLOOR ** 2
-            information[3:, 3:] += np.eye(3) / spread
-            vector[3:] -= translation / spread
-            step = np.linalg.solve(information + np.eye(6) * 1e-3, vector)
-            rotation = rotation * Rotation.from_rotvec(step[:3])
-            translation += rotation.apply(step[3:])
-        similarity = 1.0 - float(residual @ residual) / (2 * len(a) * b_spread ** 2)
-        return Alignment(np.concatenate([rotation.as_rotvec(), translation]),
-                         np.linalg.inv(information + np.eye(6) * 1e-3), similarity,
-                         float((size < 2.5 * noise).mean()), overlap)
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> bool:
