@@ -125,14 +125,14 @@ class TrainingConfig:
     """How the compact network is trained on synthetic blur."""
 
     crops: int = setting(400_000, 'training images in all; the schedule is laid over them', low=1)
-    batch: int = setting(32, 'images per step', low=1, high=4096)
+    batch: int = setting(8, 'images per step', low=1, high=4096)
     width: int = setting(160, 'image width, a multiple of 32', unit='px', low=64, high=1024)
     height: int = setting(128, 'image height, a multiple of 32', unit='px', low=64, high=1024)
-    learning_rate: float = setting(2e-3, 'peak of the schedule', low=0.0, high=1.0)
+    learning_rate: float = setting(1.5e-3, 'peak of the schedule', low=0.0, high=1.0)
     weight_decay: float = setting(0.02, 'of AdamW', low=0.0, high=1.0)
     warmup: float = setting(0.01, 'share of the crops over which the rate rises',
                             low=0.0, high=1.0)
-    decay: float = setting(0.35, 'share of the crops, at the end, over which the rate falls to 0',
+    decay: float = setting(0.6, 'share of the crops, at the end, over which the rate falls to 0',
                            low=0.0, high=1.0)
     ema_crops: float = setting(6400.0, 'time constant of the averaged weights, in crops',
                                low=1.0, high=1e9)

@@ -22,6 +22,10 @@ MIN_CONTRAST = 0.004
 MIN_INFORMATION = 0.12
 """Least share of the cells' ignorance that a solution must explain to be a measurement."""
 
+MIN_SIDE_PX = 64
+MAX_CAMERAS = 8
+UNKNOWN_SIGMA = (10.0, 10.0, 10.0, 20.0, 20.0, 20.0)
+
 
 @dataclass(frozen=True)
 class BlurMeasurement:
@@ -63,6 +67,7 @@ class VisualGyroscope:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.weights = load_weights(config.weights, self.device)
+        self._half = self.device == 'cuda' or _cpu_computes_bfloat16()
         self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray]] = {}
 
     def measure(self, frame: Frame, seeds: tuple[np.ndarray, ...] = ()) -> BlurMeasurement:
@@ -141,15 +146,17 @@ class VisualGyroscope:
     def _log_probability(self, image: np.ndarray) -> np.ndarray:
         """Run the network: (h, w, BINS) float32 log-probabilities of the cells."""
         gray = torch.from_numpy(image)[None, None].to(self.device)
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16,
+                                                    enabled=self._half):
             logits = self.weights.network(gray)
             log_probability = torch.log_softmax(logits.float(), dim=1)[0].movedim(0, -1)
             return log_probability.contiguous().cpu().numpy()
 
 
-MIN_SIDE_PX = 64
-MAX_CAMERAS = 8
-UNKNOWN_SIGMA = (10.0, 10.0, 10.0, 20.0, 20.0, 20.0)
+def _cpu_computes_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here; elsewhere it is emulated, slowly."""
+    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
+    return bool(probe and probe())
 
 
 def unknown_covariance() -> np.ndarray:
