@@ -24,7 +24,7 @@ Config = TypeVar('Config')
 def setting(default: Any, description: str, *, unit: str = '', low: float | None = None,
             high: float | None = None, one_of: tuple[str, ...] = (),
             read_only: bool = True) -> Any:
-    """Declare one setting: default, description, unit, bounds or choices, changeable at run time."""
+    """Declare one setting: default, description, unit, bounds or choices, read-only or not."""
     return dataclasses.field(default=default, metadata={
         'description': description, 'unit': unit, 'range': (low, high), 'one_of': one_of,
         'read_only': read_only})
@@ -98,7 +98,7 @@ class NodeConfig:
         0.0, 'exposure time when no per-frame topic tells it; 0 means unknown', unit='s',
         low=0.0, high=1.0, read_only=False)
     use_exposure_topic: bool = setting(
-        False, 'take each frame\'s exposure from the topic exposure_time (ExposureTime)')
+        False, "take each frame's exposure from the topic exposure_time (ExposureTime)")
     readout_time: float = setting(
         0.0, 'time from the first to the last row of a rolling shutter; 0 for global', unit='s',
         low=0.0, high=0.2, read_only=False)
@@ -109,7 +109,7 @@ class NodeConfig:
         0.5, 'frames older than this on arrival are dropped; 0 keeps all', unit='s',
         low=0.0, high=60.0, read_only=False)
     output_frame: str = setting(
-        '', 'frame of the published vectors; empty for the image\'s own optical frame')
+        '', "frame of the published vectors; empty for the image's own optical frame")
     publish_twist: bool = setting(True, 'publish ~/twist', read_only=False)
     diagnostics_period: float = setting(1.0, 'time between diagnostics', unit='s',
                                         low=0.1, high=60.0)

@@ -10,12 +10,19 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_types_from_msg
 
 from image_as_imu_ros.errors import (
-    ConfigError, DataFormatError, ImageAsImuError, SynchronizationError)
+    ConfigError,
+    DataFormatError,
+    ImageAsImuError,
+    SynchronizationError,
+)
 from image_as_imu_ros.evaluation.rosbag_writer import write_rosbag
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.evaluation.sources.recording import Recording
 from image_as_imu_ros.evaluation.sources.rosbag import (
-    EXPOSURE_DEFINITION, EXPOSURE_TYPE, typestore)
+    EXPOSURE_DEFINITION,
+    EXPOSURE_TYPE,
+    typestore,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 R_GYRO_CAMERA = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])

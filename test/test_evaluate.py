@@ -12,8 +12,7 @@ from image_as_imu_ros.errors import ConfigError, SynchronizationError
 from image_as_imu_ros.evaluation import sync
 from image_as_imu_ros.evaluation.evaluate import Evaluation, score
 from image_as_imu_ros.evaluation.report import table_of, write_report
-from image_as_imu_ros.evaluation.sources.recording import (
-    FrameRecord, Gyroscope, Recording, Stream)
+from image_as_imu_ros.evaluation.sources.recording import FrameRecord, Gyroscope, Recording, Stream
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, MotionEstimate
 
 CAMERA = CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)

@@ -20,7 +20,7 @@ from lifecycle_msgs.srv import GetState  # noqa: E402
 from rcl_interfaces.srv import GetParameters  # noqa: E402
 
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters  # noqa: E402
-from image_as_imu_ros.ros.parameters import declare_parameters, read_config  # noqa: E402
+from image_as_imu_ros.ros.parameters import NodeParameters  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = CHECKOUT / 'launch' / 'visual_imu.launch.py'
@@ -116,8 +116,7 @@ def test_parameter_file_gives_the_defaults_in_any_namespace() -> None:
         assert {name for name, _, _ in ros_parameters()} <= set(node.get_parameters_by_prefix(''))
         node.destroy_node()
         node = rclpy.create_node('renamed')
-        declare_parameters(node)
-        assert read_config(node) == VisualImuConfig()
+        assert NodeParameters(node).config == VisualImuConfig()
         node.destroy_node()
     finally:
         rclpy.try_shutdown()

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from image_as_imu_ros.errors import (
-    ConfigError, DataFormatError, InputError, SynchronizationError)
+from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError, SynchronizationError
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.evaluation.sources.recording import mid_exposure_ns
 from image_as_imu_ros.evaluation.sources.strayscanner import R_GYRO_CAMERA

@@ -11,7 +11,8 @@ from image_as_imu_ros.cli.options import add_config_arguments, read_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument('--mode', choices=('single', 'stream'), default='stream')
+    parser.add_argument('--mode', choices=('single', 'stream'), default='stream',
+                        help='single images, or a stream (default)')
     parser.add_argument('--size', type=_size, default=(320, 224), metavar='WxH',
                         help='input images, px (default: 320x224)')
     parser.add_argument('--frames', type=int, default=100, help='images timed (default: 100)')

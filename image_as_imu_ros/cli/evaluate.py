@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 
 from image_as_imu_ros.cli.options import (
-    add_config_arguments, add_recording_arguments, read_config, read_recording_options)
+    add_config_arguments,
+    add_recording_arguments,
+    read_config,
+    read_recording_options,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

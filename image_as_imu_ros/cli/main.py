@@ -16,10 +16,10 @@ VERBS = {
     'convert': 'write a recording as a rosbag2',
     'play': 'publish a rosbag2 over DDS in real time',
     'demo': 'the whole path, from a recording over ROS 2 to a plot',
-    'synthesize': 'write synthetic blurred images with their motion',
+    'synthesize': 'write a simulated recording with its exact motion',
     'train': 'train a network on synthetic blur',
     'benchmark': 'time the pipeline, stage by stage',
-    'weights': 'list or verify the shipped weights',
+    'weights': 'list or verify the shipped weights, or export trained ones',
 }
 """Each verb is a module of this package with `add_arguments(parser)` and `run(arguments)`."""
 

@@ -37,7 +37,8 @@ def read_config(arguments: argparse.Namespace) -> VisualImuConfig:
 def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what may be said about a recording."""
     parser.add_argument('--kind', default='auto',
-                        choices=('auto', 'rosbag', 'strayscanner', 'sequence'))
+                        choices=('auto', 'rosbag', 'strayscanner', 'sequence'),
+                        help='what the recording is (default: auto, told by its files)')
     parser.add_argument('--image-size', metavar='320x224|full',
                         help='images of a StrayScanner folder (default: 320x224)')
     parser.add_argument('--camera', metavar='GLOB',

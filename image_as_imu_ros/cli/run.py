@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_as_imu_ros.cli.options import (
-    add_config_arguments, add_rotation_argument, read_config)
+from image_as_imu_ros.cli.options import add_config_arguments, add_rotation_argument, read_config
 
 if TYPE_CHECKING:
     from image_as_imu_ros.types import MotionEstimate

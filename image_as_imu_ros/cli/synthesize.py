@@ -8,8 +8,10 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument('output', type=Path, help='sequence folder to write; must not exist')
-    parser.add_argument('--config', type=Path, help='YAML file of recording settings')
+    parser.add_argument('output', type=Path, metavar='DIR',
+                        help='sequence folder to write; must not exist')
+    parser.add_argument('--config', type=Path, metavar='FILE',
+                        help='YAML file of recording settings')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                         help='override one recording setting, as duration=5 or seed=3')
 

@@ -10,15 +10,20 @@ from image_as_imu_ros.config import TrainingConfig, load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument('output', type=Path, help='run folder; resumed where it holds a checkpoint')
-    parser.add_argument('--assets', type=Path,
+    parser.add_argument('output', type=Path, metavar='RUN',
+                        help='run folder; resumed where it holds a checkpoint')
+    parser.add_argument('--assets', type=Path, metavar='DIR',
                         help='folder of photographs and panoramas (default: drawn textures alone)')
-    parser.add_argument('--config', type=Path, help='YAML file of training settings')
+    parser.add_argument('--config', type=Path, metavar='FILE',
+                        help='YAML file of training settings')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
-                        help='override one training setting')
-    parser.add_argument('--max-minutes', type=float, help='stop with a checkpoint after this time')
-    parser.add_argument('--init', type=Path, help='take the weights of another run\'s checkpoint')
-    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+                        help='override one training setting, as batch=16')
+    parser.add_argument('--max-minutes', type=float, metavar='MIN',
+                        help='stop with a checkpoint after this time')
+    parser.add_argument('--init', type=Path, metavar='CHECKPOINT',
+                        help="take the weights of another run's checkpoint")
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'),
+                        help='where to train (default: cpu)')
 
 
 def run(arguments: argparse.Namespace) -> None:

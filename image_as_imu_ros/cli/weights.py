@@ -13,8 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser('list', help='shipped weights with licence and metrics')
     actions.add_parser('verify', help='check every shipped file against its sha256')
     export = actions.add_parser('export', help='turn a training checkpoint into weights')
-    export.add_argument('checkpoint', type=Path)
-    export.add_argument('output', type=Path, help='.safetensors file to write')
+    export.add_argument('checkpoint', type=Path, metavar='CHECKPOINT',
+                        help='checkpoint.pt of a run folder')
+    export.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
     export.add_argument('--note', action='append', default=[], metavar='KEY=VALUE',
                         help='text to store in the file, such as licence=MIT')
 

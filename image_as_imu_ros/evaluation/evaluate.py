@@ -17,8 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from image_as_imu_ros.config import StreamConfig
-from image_as_imu_ros.errors import (
-    ConfigError, DataFormatError, InputError, SynchronizationError)
+from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError, SynchronizationError
 from image_as_imu_ros.evaluation import metrics, sync
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.types import EstimateStatus, MotionEstimate

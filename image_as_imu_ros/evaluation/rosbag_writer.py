@@ -24,17 +24,35 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from rosbags.interfaces import (
-    Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime)
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import StoragePlugin, Writer
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
 from image_as_imu_ros.evaluation.sources.recording import (
-    FrameRecord, Gyroscope, Recording, StoredImage, Stream, half_duration_ns)
+    FrameRecord,
+    Gyroscope,
+    Recording,
+    StoredImage,
+    Stream,
+    half_duration_ns,
+)
 from image_as_imu_ros.evaluation.sources.rosbag import (
-    CAMERA_INFO_TYPE, COMPRESSED_IMAGE_TYPE, EXPOSURE_TYPE, IMAGE_TYPE, IMU_TYPE, TF_TYPE,
-    typestore)
+    CAMERA_INFO_TYPE,
+    COMPRESSED_IMAGE_TYPE,
+    EXPOSURE_TYPE,
+    IMAGE_TYPE,
+    IMU_TYPE,
+    TF_TYPE,
+    typestore,
+)
 from image_as_imu_ros.types import CameraIntrinsics
 
 IMAGE_FORMS = ('raw', 'compressed')

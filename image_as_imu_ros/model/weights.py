@@ -47,7 +47,8 @@ def verify(name: str) -> str:
     """
     path = SHIPPED / f'{name}.safetensors'
     if not path.is_file():
-        raise WeightsError(f'no weights "{name}"; shipped: {", ".join(shipped_names()) or "none"}; '
+        shipped = ', '.join(shipped_names()) or 'none'
+        raise WeightsError(f'no weights "{name}"; shipped: {shipped}; '
                            'or give the path of a .safetensors file')
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     expected = description(name)['sha256']

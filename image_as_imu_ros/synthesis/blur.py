@@ -15,7 +15,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.geometry.motion_field import (
-    motion_field_matrix, pixel_grid, plane_homography)
+    motion_field_matrix,
+    pixel_grid,
+    plane_homography,
+)
 from image_as_imu_ros.synthesis.textures import GAMMA
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -31,7 +34,7 @@ class Sample:
     gray: np.ndarray
     """(H, W) uint8, as a camera would encode it."""
     flow_px: np.ndarray
-    """(2, H / stride, W / stride) float32, displacement over the exposure at the cells' centres."""
+    """(2, H / stride, W / stride) float32, displacement over the exposure at the cells, px."""
     motion: np.ndarray
     """(6,) w T in rad and v T / d, d the plane's distance along the optical axis."""
     intrinsics: CameraIntrinsics

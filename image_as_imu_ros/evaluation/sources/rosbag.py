@@ -18,8 +18,15 @@ from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
 from image_as_imu_ros.evaluation.sources.recording import (
-    FrameRecord, Gyroscope, Recording, RecordingOptions, StoredImage, Stream, finite_gyroscope,
-    mid_exposure_ns)
+    FrameRecord,
+    Gyroscope,
+    Recording,
+    RecordingOptions,
+    StoredImage,
+    Stream,
+    finite_gyroscope,
+    mid_exposure_ns,
+)
 from image_as_imu_ros.image_decoding import decode_compressed, decode_image
 from image_as_imu_ros.ros.conversions import intrinsics_from_msg, stamp_to_ns
 from image_as_imu_ros.types import CameraIntrinsics

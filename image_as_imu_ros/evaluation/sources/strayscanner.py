@@ -21,7 +21,14 @@ from scipy.spatial.transform import Rotation
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
 from image_as_imu_ros.evaluation.sources.image_files import read_image_file, stored_image_file
 from image_as_imu_ros.evaluation.sources.recording import (
-    FrameRecord, Gyroscope, Recording, RecordingOptions, StoredImage, Stream, finite_gyroscope)
+    FrameRecord,
+    Gyroscope,
+    Recording,
+    RecordingOptions,
+    StoredImage,
+    Stream,
+    finite_gyroscope,
+)
 from image_as_imu_ros.evaluation.sources.table import Table
 from image_as_imu_ros.types import CameraIntrinsics
 
