@@ -23,6 +23,10 @@ RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
+BLUR_LENGTH_STD = 0.1
+"""Error of one image's blur length, relative to it, which all its cells share."""
+UNMODELLED_DEPTH = 0.03
+"""Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
 GATE = 11.3
 """99 % of a chi-square variable of 3 degrees of freedom; beyond, a measurement is distrusted."""
 MAX_SPEED_STD_RAD_S = 6.0
@@ -202,7 +206,9 @@ class StreamEstimator:
         if previous is not None:
             alignment = self._align(previous, measurement, elapsed_s)
             if alignment is not None:
-                self._filter.update(0, alignment.motion[:3], alignment.covariance[:3, :3])
+                turn = alignment.motion[:3]
+                unmodelled = np.eye(3) * UNMODELLED_DEPTH ** 2 * (turn @ turn)
+                self._filter.update(0, turn, alignment.covariance[:3, :3] + unmodelled)
         timing = {**measurement.timing_ms, 'align': 1e3 * (time.perf_counter() - begin)}
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
@@ -244,7 +250,8 @@ class StreamEstimator:
         if blurred and elapsed_s is not None:
             self._gain.observe(estimate.angular_velocity_rad_s, self._filter.rate,
                                self._filter.rate_covariance)
-            estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
+            estimate = _scaled(estimate, 1.0 / self._gain.value,
+                               self._gain.variance + BLUR_LENGTH_STD ** 2)
             rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
             against = self._filter.likelihood(3, -rate, covariance) \
                 - self._filter.likelihood(3, rate, covariance)
