@@ -193,7 +193,7 @@ class StreamEstimator:
                     f'{previous.frame.stamp_ns} ns; reset the stream to accept a time jump')
             if elapsed_s > self.config.max_gap or frame.intrinsics != previous.frame.intrinsics:
                 self.reset()
-                previous = None
+                previous = elapsed_s = None
         if previous is not None:
             self._filter.predict(elapsed_s)
         exposure_s = frame.exposure_time_s
