@@ -10,6 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from image_as_imu_ros.config import EstimatorConfig
+from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.types import CameraIntrinsics, Frame
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -60,6 +64,23 @@ class BlurredSequence:
 def blurred_sequence() -> BlurredSequence:
     """24 frames of 320x240 px at 30 Hz, up to 6 rad/s, exposed 10 ms."""
     return make_blurred_sequence(frames=24, seed=7)
+
+
+@pytest.fixture(scope='session')
+def blurred_frames(blurred_sequence: BlurredSequence) -> list[Frame]:
+    """`blurred_sequence` as the core takes it."""
+    height, width = blurred_sequence.frames[0].image.shape[:2]
+    fx, fy, cx, cy = blurred_sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
+    exposure_s = blurred_sequence.exposure_time_s
+    return [Frame(frame.image, round((frame.start_s + exposure_s / 2) * 1e9),
+                  CameraIntrinsics(width, height, fx, fy, cx, cy), exposure_s)
+            for frame in blurred_sequence.frames]
+
+
+@pytest.fixture(scope='session')
+def gyroscope() -> VisualGyroscope:
+    """The shipped network on one CPU thread."""
+    return VisualGyroscope(EstimatorConfig(device='cpu', threads=1))
 
 
 @pytest.fixture

@@ -1,0 +1,230 @@
+"""Images in time order give signed velocities; gaps, jumps and missing facts are survived."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from image_as_imu_ros.config import StreamConfig
+from image_as_imu_ros.errors import SynchronizationError
+from image_as_imu_ros.evaluation.metrics import mean_nees, rmse, sign_accuracy
+from image_as_imu_ros.stream import GATE, BlurGain, RotationFilter, StreamEstimator
+from image_as_imu_ros.types import EstimateStatus
+
+
+def process(gyroscope, frames, config=StreamConfig()):
+    stream = StreamEstimator(gyroscope, config)
+    return [stream.process(frame) for frame in frames]
+
+
+def angular(estimates):
+    return np.array([estimate.angular_velocity_rad_s for estimate in estimates])
+
+
+def covariances(estimates):
+    return np.array([estimate.covariance[3:, 3:] for estimate in estimates])
+
+
+def assert_same_motion(estimate, expected):
+    np.testing.assert_array_equal(estimate.angular_velocity_rad_s, expected.angular_velocity_rad_s)
+    np.testing.assert_array_equal(estimate.covariance, expected.covariance)
+    assert estimate.status is expected.status
+
+
+@pytest.fixture(scope='module')
+def reference(blurred_sequence):
+    return np.array([frame.angular_velocity_rad_s for frame in blurred_sequence.frames])
+
+
+@pytest.fixture(scope='module')
+def estimates(gyroscope, blurred_frames):
+    return process(gyroscope, blurred_frames)
+
+
+def test_velocity_has_the_right_sign_and_size(estimates, reference):
+    # measured: 0.1 of the reference's rms, all signs right
+    error, zero = rmse(angular(estimates)[1:], reference[1:]), rmse(0, reference[1:])
+    assert np.all(error < 0.4 * zero)
+    assert sign_accuracy(angular(estimates)[1:], reference[1:]) > 0.95
+
+
+def test_first_image_is_not_usable_and_the_others_are(estimates):
+    assert not estimates[0].usable
+    assert estimates[0].status is EstimateStatus.SIGN_UNRESOLVED
+    assert all(estimate.usable for estimate in estimates[1:])
+
+
+def test_covariance_is_valid_and_does_not_promise_too_much(estimates, reference):
+    for estimate in estimates:
+        assert np.isfinite(estimate.angular_velocity_rad_s).all()
+        assert np.isfinite(estimate.linear_velocity_m_s).all()
+        np.testing.assert_allclose(estimate.covariance, estimate.covariance.T, rtol=1e-6)
+        assert np.linalg.eigvalsh(estimate.covariance).min() > 0
+    # 3 would be perfect; measured: 0.9
+    assert mean_nees(angular(estimates)[1:], reference[1:], covariances(estimates)[1:]) < 6
+
+
+def test_repeated_and_earlier_stamps_are_refused_and_leave_no_trace(
+        gyroscope, blurred_frames, estimates):
+    stream = StreamEstimator(gyroscope)
+    for frame in blurred_frames[:3]:
+        stream.process(frame)
+    for refused in (blurred_frames[2], blurred_frames[0]):
+        with pytest.raises(SynchronizationError, match=f'stamp {refused.stamp_ns} ns'):
+            stream.process(refused)
+    assert_same_motion(stream.process(blurred_frames[3]), estimates[3])
+
+
+def test_after_a_reset_the_stream_starts_anew(gyroscope, blurred_frames, estimates):
+    stream = StreamEstimator(gyroscope)
+    stream.process(blurred_frames[5])
+    stream.process(blurred_frames[6])
+    stream.reset()
+    for frame, expected in zip(blurred_frames[:2], estimates):
+        assert_same_motion(stream.process(frame), expected)
+
+
+def test_a_long_gap_starts_the_stream_anew_and_a_short_one_does_not(gyroscope, blurred_frames):
+    def usable_after(gap_s):
+        later = dataclasses.replace(
+            blurred_frames[2], stamp_ns=blurred_frames[1].stamp_ns + round(gap_s * 1e9))
+        return process(gyroscope, [*blurred_frames[:2], later],
+                       StreamConfig(max_gap=0.1))[-1].usable
+
+    assert usable_after(0.099)
+    assert not usable_after(0.101)
+
+
+def test_other_intrinsics_start_the_stream_anew(gyroscope, blurred_frames):
+    zoomed = dataclasses.replace(blurred_frames[1], intrinsics=dataclasses.replace(
+        blurred_frames[1].intrinsics, fx_px=400.0, fy_px=400.0))
+    assert not process(gyroscope, [blurred_frames[0], zoomed])[-1].usable
+
+
+def test_without_exposure_the_images_still_tell_the_rotation_between_them(
+        gyroscope, blurred_frames, reference):
+    estimates = process(gyroscope, [dataclasses.replace(frame, exposure_time_s=None)
+                                    for frame in blurred_frames[:10]])
+    assert not estimates[0].usable
+    assert all(estimate.usable for estimate in estimates[1:])
+    assert np.isfinite(angular(estimates)).all()
+    # the first pairs know only the mean rate since the last image, not the rate at its end
+    error, zero = (rmse(value, reference[3:10]) for value in (angular(estimates)[3:], 0))
+    assert np.linalg.norm(error) < 0.4 * np.linalg.norm(zero)
+
+
+def test_resting_camera_reads_zero(gyroscope, blurred_frames):
+    rng = np.random.default_rng(0)
+    pattern = rng.integers(0, 256, (60, 80)).repeat(4, axis=0).repeat(4, axis=1)
+    frames = [dataclasses.replace(
+        frame, image=np.clip(pattern + rng.normal(0, 2, pattern.shape), 0, 255).astype(np.uint8))
+        for frame in blurred_frames[:6]]
+    for estimate in process(gyroscope, frames)[1:]:
+        assert estimate.usable
+        assert np.linalg.norm(estimate.angular_velocity_rad_s) < 0.05
+
+
+def test_dropped_images_change_the_motion_by_less_than_its_covariance(
+        gyroscope, blurred_frames, estimates):
+    kept = [index for index in range(16) if index % 3 != 2]
+    fewer = process(gyroscope, [blurred_frames[index] for index in kept])[2:]
+    all_of_them = [estimates[index] for index in kept][2:]
+    # like a mean NEES, of which 3 would be expected if the two results were independent
+    assert mean_nees(angular(fewer), angular(all_of_them),
+                     covariances(fewer) + covariances(all_of_them)) < 3
+
+
+@pytest.mark.parametrize('unresolved_sign, status', [
+    ('predict', EstimateStatus.PREDICTED), ('drop', EstimateStatus.NO_SIGNAL)])
+def test_blank_image_is_bridged_only_if_wanted(gyroscope, blurred_frames, unresolved_sign, status):
+    blank = dataclasses.replace(blurred_frames[4], image=np.zeros_like(blurred_frames[4].image))
+    estimate = process(gyroscope, [*blurred_frames[:4], blank],
+                       StreamConfig(unresolved_sign=unresolved_sign))[-1]
+    assert estimate.status is status
+    assert estimate.usable is (unresolved_sign == 'predict')
+
+
+def test_filter_goes_on_at_constant_rate():
+    rotation_filter = RotationFilter()
+    rotation_filter.mean[3:6] = [1.0, -2.0, 0.5]
+    rotation_filter.predict(0.1)
+    np.testing.assert_allclose(rotation_filter.mean[:3], [0.1, -0.2, 0.05])
+    np.testing.assert_allclose(rotation_filter.rate, [1.0, -2.0, 0.5])
+
+
+def test_filter_lets_an_acceleration_decay():
+    rotation_filter = RotationFilter()
+    rotation_filter.mean[6] = 10.0
+    rotation_filter.predict(0.04)
+    decay = np.exp(-0.04 / RotationFilter.CORRELATION_S)
+    assert rotation_filter.mean[6] == pytest.approx(10.0 * decay)
+    # the integral of the decaying acceleration; twelve steps get within a few percent
+    expected = 10.0 * RotationFilter.CORRELATION_S * (1 - decay)
+    assert rotation_filter.rate[0] == pytest.approx(expected, rel=0.03)
+
+
+def test_filter_weighs_a_rate_by_its_variance():
+    rotation_filter = RotationFilter()
+    prior = RotationFilter.INITIAL_RATE_RAD_S ** 2
+    measured, variance = np.array([2.0, 0.0, -1.0]), 4.0
+    assert rotation_filter.likelihood(3, measured, variance * np.eye(3)) \
+        == pytest.approx(5.0 / (prior + variance))
+    rotation_filter.update(3, measured, variance * np.eye(3))
+    np.testing.assert_allclose(rotation_filter.rate, measured * prior / (prior + variance))
+    np.testing.assert_allclose(rotation_filter.rate_covariance,
+                               np.eye(3) * prior * variance / (prior + variance))
+
+
+def test_filter_distrusts_an_outlier():
+    rotation_filter = RotationFilter()
+    prior, variance = RotationFilter.INITIAL_RATE_RAD_S ** 2, 0.01
+    outlier = np.array([50.0, 0.0, 0.0])
+    excess = outlier @ outlier / (prior + variance) / GATE
+    assert excess > 1
+    rotation_filter.update(3, outlier, variance * np.eye(3))
+    # weighed as if it lay on the gate: the whole spread grows by the excess
+    assert rotation_filter.rate[0] == pytest.approx(50.0 * prior / ((prior + variance) * excess))
+
+
+def test_filter_learns_the_rate_from_angles():
+    rotation_filter, rate_rad_s = RotationFilter(), np.array([1.5, -0.5, 3.0])
+    for _ in range(30):
+        rotation_filter.predict(1 / 30)
+        rotation_filter.update(0, rate_rad_s / 30, 1e-8 * np.eye(3))
+    np.testing.assert_allclose(rotation_filter.rate, rate_rad_s, rtol=0.01)
+
+
+def test_accelerations_are_expected_to_follow_the_rates():
+    rotation_filter = RotationFilter()
+    rotation_filter.mean[3:6] = 2.0
+    for _ in range(100):
+        rotation_filter.remember(0.1)
+    assert rotation_filter.recent_rate == pytest.approx(2.0)
+    rotation_filter.mean[3:6] = 0.0
+    rotation_filter.remember(RotationFilter.MEMORY_S)
+    assert rotation_filter.recent_rate == pytest.approx(2.0 * np.exp(-0.5))
+
+
+def test_gain_takes_one_observation_by_its_variance():
+    gain, certain = BlurGain(), 1e-12 * np.eye(3)
+    gain.observe(np.array([0.0, 4.4, 0.0]), np.array([0.0, 4.0, 0.0]), certain)
+    variance = BlurGain.PRIOR_STD ** 2 + BlurGain.DRIFT_STD ** 2
+    share = variance / (variance + BlurGain.RATIO_STD ** 2)
+    assert gain.value == pytest.approx(1.1 ** share)
+    assert gain.variance == pytest.approx(variance * (1 - share))
+
+
+def test_gain_learns_a_wrong_exposure():
+    gain, rng = BlurGain(), np.random.default_rng(0)
+    for _ in range(200):
+        rate = rng.normal(0, 5, 3)
+        gain.observe(-1.25 * rate, rate, 0.01 * np.eye(3))
+    assert gain.value == pytest.approx(1.25, rel=0.03)
+
+
+@pytest.mark.parametrize('blur_rate, rate, deviation', [(1.0, 5.0, 0.1), (5.0, 1.0, 0.1),
+                                                       (5.0, 5.0, 3.0)])
+def test_gain_ignores_slow_and_uncertain_rates(blur_rate, rate, deviation):
+    gain = BlurGain()
+    gain.observe(np.array([blur_rate, 0, 0]), np.array([rate, 0, 0]), deviation ** 2 * np.eye(3))
+    assert gain.value == 1.0 and gain.variance == BlurGain.PRIOR_STD ** 2
