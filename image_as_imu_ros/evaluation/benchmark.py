@@ -64,7 +64,8 @@ def simulated_frames(count: int, size: tuple[int, int]) -> list[Frame]:
     """Frames of a simulated recording, enlarged to the given width and height, px."""
     rate = RecordingConfig().frame_rate
     with TemporaryDirectory() as folder:
-        write_recording(RecordingConfig(duration=(count + 1) / rate), Path(folder) / 'recording')
+        write_recording(RecordingConfig(duration=max(0.5, (count + 1) / rate)),
+                        Path(folder) / 'recording')
         recording = open_recording(Path(folder) / 'recording', 'sequence', RecordingOptions())
         stream = recording.streams[0]
         frames = [record.with_image(stored.decode()) for record, stored

@@ -85,7 +85,8 @@ def load_weights(name_or_path: str, device: str) -> Weights:
         network.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor
                                  for key, tensor in tensors.items()})
     except RuntimeError as error:
-        raise WeightsError(f'{path} does not fit {architecture}: {error}') from error
+        raise WeightsError(f'{path} does not fit {architecture}: '
+                           f'{" ".join(str(error).split())}') from error
     network = network.fused().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return Weights(name, network, metadata)
 

@@ -154,7 +154,7 @@ def read_checkpoint(path: Path) -> dict:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        raise WeightsError(f'cannot read checkpoint {path}: {error}') from error
+        raise WeightsError(f'cannot read checkpoint {path}: {error!r}') from error
     if state.get('architecture') != CompactNetwork.architecture:
         raise WeightsError(f'{path} is for architecture {state.get("architecture")}, '
                            f'not {CompactNetwork.architecture}; start a new run folder')
