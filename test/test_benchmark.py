@@ -1,0 +1,54 @@
+"""The benchmark states its settings and orders its percentiles; how fast it is depends on you."""
+
+import json
+
+import pytest
+
+from image_as_imu_ros.cli.main import main
+from image_as_imu_ros.evaluation import benchmark as module
+from image_as_imu_ros.synthesis.room import RecordingConfig
+
+
+@pytest.fixture
+def quick_recordings(monkeypatch):
+    """Recordings that are simulated in a moment."""
+    monkeypatch.setattr(module, 'RecordingConfig',
+                        lambda **kwargs: RecordingConfig(width=128, height=96, **kwargs))
+    monkeypatch.setattr(module, 'SIMULATED_SIZE', (128, 96))
+
+
+@pytest.mark.parametrize('mode, stages', [
+    ('single', {'preprocess', 'network', 'solve', 'whole'}),
+    ('stream', {'preprocess', 'network', 'solve', 'align', 'whole'})])
+def test_result_tells_settings_machine_and_times(quick_recordings, tmp_path, capsys, mode, stages):
+    result_file = tmp_path / 'times.json'
+    assert main(['benchmark', '--mode', mode, '--frames', '6', '--size', '160x120',
+                 '--json', str(result_file), '--set', 'estimator.device=cpu',
+                 '--set', 'estimator.threads=1']) == 0
+    result = json.loads(result_file.read_text())
+    assert set(result) == {'mode', 'image_size', 'images', 'weights', 'device', 'machine',
+                           'threads', 'versions', 'ms'}
+    assert (result['mode'], result['image_size'], result['images']) == (mode, '160x120', 6)
+    assert (result['weights'], result['device'], result['threads']) == ('compact', 'cpu', 1)
+    assert 'cores' in result['machine'] and result['versions']['torch']
+    assert set(result['ms']) == stages
+    for times in result['ms'].values():
+        assert 0 <= times['p50'] <= times['p95'] <= times['p99']
+    assert result['ms']['whole']['p50'] >= result['ms']['network']['p50']
+    table = capsys.readouterr().out
+    assert all(stage in table for stage in stages)
+
+
+def test_frames_have_the_size_that_was_asked_for(quick_recordings):
+    frames = module.simulated_frames(3, (320, 240))
+    assert len(frames) == 3
+    assert all(frame.image.shape == (240, 320, 3) for frame in frames)
+    assert frames[0].intrinsics.fx_px == pytest.approx(250 * 320 / 128)
+    assert frames[0].stamp_ns < frames[1].stamp_ns
+
+
+def test_size_must_be_width_times_height(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(['benchmark', '--size', 'large'])
+    assert exit_.value.code == 2
+    assert '"large" is not of the form 640x480' in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Training learns, is reproducible, and goes on after an interruption as if uninterrupted."""
+
+import csv
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from image_as_imu_ros.cli.main import main
+from image_as_imu_ros.config import TrainingConfig
+from image_as_imu_ros.errors import WeightsError
+from image_as_imu_ros.geometry.displacement_bins import BINS, interpolation
+from image_as_imu_ros.training import dataset
+from image_as_imu_ros.training import train as training
+from image_as_imu_ros.training.dataset import CropBatches, CropFactory
+from image_as_imu_ros.training.train import distribution_loss, learning_rate, train
+
+TINY = {'width': 64, 'height': 64, 'batch': 8, 'workers': 0, 'validation': 32,
+        'ema_crops': 64.0, 'checkpoint_minutes': 1000.0, 'procedural': 1.0}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    cv2.setNumThreads(-1)
+
+
+def test_learning_rate_rises_holds_and_falls():
+    config = TrainingConfig(crops=1000, learning_rate=0.01, warmup=0.1, decay=0.5)
+    rates = [learning_rate(config, crops) for crops in (0, 50, 100, 300, 500, 750, 1000)]
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.01, 0.01, 0.005, 0])
+
+
+def test_learning_rate_without_warm_up_and_decay_is_constant():
+    config = TrainingConfig(crops=1000, learning_rate=0.01, warmup=0.0, decay=0.0)
+    assert {learning_rate(config, crops) for crops in (0, 500, 1000)} == {0.01}
+
+
+def test_loss_of_ignorance_is_the_logarithm_of_the_bins():
+    assert distribution_loss(torch.zeros(2, BINS, 3, 4), torch.ones(2, 2, 3, 4)).item() \
+        == pytest.approx(math.log(BINS))
+
+
+def test_loss_is_lowest_at_the_truth_of_either_sign():
+    generator = torch.Generator().manual_seed(0)
+    flow_px = 20 * torch.randn(2, 2, 3, 4, generator=generator)
+    bins, weights = interpolation(flow_px.movedim(1, -1))
+    truth = torch.zeros(2, 3, 4, BINS).scatter_add(-1, bins, weights).movedim(-1, 1)
+    logits = (truth + 1e-9).log()
+    at_truth = distribution_loss(logits, flow_px).item()
+    assert distribution_loss(logits, -flow_px).item() == pytest.approx(at_truth, abs=1e-3)
+    for _ in range(20):
+        other = (truth + 0.05 * torch.rand(truth.shape, generator=generator)).log()
+        assert distribution_loss(other, flow_px) > at_truth
+    assert distribution_loss(logits, 1.3 * flow_px) > at_truth + 1
+
+
+def test_crops_depend_on_seed_and_number_alone():
+    config = TrainingConfig(**TINY)
+    factory = CropFactory(config, None, held_out=False)
+    in_order = [factory.crop(index) for index in (0, 1, 300)]
+    again = CropFactory(config, None, held_out=False)
+    for index, sample in zip((300, 1, 0), reversed(in_order)):
+        np.testing.assert_array_equal(again.crop(index).gray, sample.gray)
+        np.testing.assert_array_equal(again.crop(index).flow_px, sample.flow_px)
+    others = [CropFactory(TrainingConfig(**TINY, seed=2), None, held_out=False),
+              CropFactory(config, None, held_out=True)]
+    for other in others:
+        assert not np.array_equal(other.crop(0).gray, in_order[0].gray)
+
+
+def test_batches_go_on_where_they_are_told_to():
+    config = TrainingConfig(crops=24, **TINY)
+    gray, flow_px = list(CropBatches(config, None, start=0))[2]
+    (resumed_gray, resumed_flow_px), = CropBatches(config, None, start=16)
+    assert gray.shape == (8, 1, 64, 64) and gray.dtype == torch.uint8
+    assert flow_px.shape == (8, 2, 8, 8)
+    assert torch.equal(gray, resumed_gray) and torch.equal(flow_px, resumed_flow_px)
+
+
+def test_short_training_learns(tmp_path, monkeypatch):
+    pans = 0.06 * np.eye(6)[:2]  # few motions, so that little training goes a long way
+    monkeypatch.setattr(dataset, 'sample_motion', lambda rng, focal_px: rng.choice(pans))
+    config = TrainingConfig(crops=240, learning_rate=3e-3, **TINY)
+    loss = train(config, tmp_path)
+    # an untrained network knows nothing: log(337) = 5.8 nats; measured: 5.1
+    assert loss < math.log(BINS) - 0.3
+    (row,) = csv.reader((tmp_path / 'log.csv').open())
+    assert int(row[0]) == 240 and float(row[3]) == pytest.approx(loss, abs=1e-4)
+
+
+def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    config = TrainingConfig(crops=48, **TINY)
+    train(config, tmp_path / 'whole')
+    # out of time after every step, until the whole is done
+    steps = 0
+    checkpoint = tmp_path / 'parts' / 'checkpoint.pt'
+    while not checkpoint.exists() or training.read_checkpoint(checkpoint)['crops'] < 48:
+        train(config, tmp_path / 'parts', max_minutes=0.0)
+        steps += 1
+    assert steps == 6
+    whole, parts = (training.read_checkpoint(tmp_path / name / 'checkpoint.pt')
+                    for name in ('whole', 'parts'))
+    for key in ('network', 'average'):
+        assert whole[key].keys() == parts[key].keys()
+        for name, tensor in whole[key].items():
+            assert torch.equal(tensor, parts[key][name]), f'{key} {name}'
+
+
+def test_training_starts_from_the_average_of_another_run(tmp_path):
+    train(TrainingConfig(crops=8, **TINY), tmp_path / 'first')
+    train(TrainingConfig(crops=8, learning_rate=0.0, **TINY), tmp_path / 'second',
+          initial=tmp_path / 'first' / 'checkpoint.pt')
+    first, second = (training.read_checkpoint(tmp_path / name / 'checkpoint.pt')
+                     for name in ('first', 'second'))
+    assert torch.equal(second['network']['head.2.weight'], first['average']['head.2.weight'])
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])
+def test_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
+    checkpoint = tmp_path / 'checkpoint.pt'
+    if content is None:  # cut short while it was copied
+        training.write_checkpoint(checkpoint, {'architecture': 'compact-1',
+                                               'network': {'weight': torch.zeros(1000)}})
+        content = checkpoint.read_bytes()[:2000]
+    checkpoint.write_bytes(content)
+    with pytest.raises(WeightsError, match='cannot read checkpoint .*checkpoint.pt') as refusal:
+        train(TrainingConfig(crops=8, **TINY), tmp_path)
+    assert '\n' not in str(refusal.value)
+    assert checkpoint.read_bytes() == content
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path):
+    training.write_checkpoint(tmp_path / 'checkpoint.pt', {'architecture': 'grand-9'})
+    with pytest.raises(WeightsError, match='grand-9'):
+        train(TrainingConfig(crops=8, **TINY), tmp_path)
+
+
+def test_verb_trains_with_settings_from_a_file_and_the_command_line(tmp_path, capsys):
+    settings = tmp_path / 'tiny.yaml'
+    settings.write_text('crops: 16\nwidth: 64\nheight: 64\nbatch: 8\nworkers: 0\n')
+    assert main(['train', str(tmp_path / 'run'), '--config', str(settings),
+                 '--set', 'validation=8']) == 0
+    assert 'nats per cell' in capsys.readouterr().out
+    state = training.read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')
+    assert state['crops'] == 16 and state['config']['validation'] == 8
+    assert main(['train', str(tmp_path / 'run'), '--set', 'crop=16']) == 1
+    assert 'crop' in capsys.readouterr().err

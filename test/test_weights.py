@@ -1,0 +1,177 @@
+"""The network computes what it should, and only sound weights are loaded."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from image_as_imu_ros.cli.main import main
+from image_as_imu_ros.errors import WeightsError
+from image_as_imu_ros.geometry.displacement_bins import BINS
+from image_as_imu_ros.model import weights
+from image_as_imu_ros.model.network import (
+    CompactNetwork,
+    DirectionalStructure,
+    structure_offsets,
+)
+from image_as_imu_ros.training.train import write_checkpoint
+
+
+@pytest.fixture(scope='module')
+def network():
+    """A network with batch statistics as after some training, in evaluation mode."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = CompactNetwork()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    return network.eval()
+
+
+@pytest.fixture(scope='module')
+def gray():
+    return torch.rand(2, 1, 72, 104, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def file(network, tmp_path):
+    path = tmp_path / 'mine.safetensors'
+    weights.export_weights(network.state_dict(), path, {'licence': 'MIT'})
+    return path
+
+
+@pytest.fixture
+def shipped(file, monkeypatch):
+    """A folder of shipped weights that holds `mine`."""
+    monkeypatch.setattr(weights, 'SHIPPED', file.parent)
+    digest = weights.export_weights(load_file(file), file, {})
+    (file.parent / 'mine.json').write_text(json.dumps({'sha256': digest, 'licence': 'MIT'}))
+    return file
+
+
+@pytest.mark.parametrize('height, width', [(64, 64), (72, 104), (240, 320), (176, 320)])
+def test_every_cell_of_eight_pixels_gets_a_distribution(network, height, width):
+    with torch.no_grad():
+        logits = network(torch.rand(1, 1, height, width))
+    assert logits.shape == (1, BINS, height // 8, width // 8)
+    assert torch.isfinite(logits).all()
+
+
+def test_flat_images_give_finite_distributions(network):
+    with torch.no_grad():
+        assert torch.isfinite(network(torch.zeros(1, 1, 64, 64))).all()
+        assert torch.isfinite(network(torch.ones(1, 1, 64, 64))).all()
+
+
+def test_structure_is_high_across_stripes_and_independent_of_contrast():
+    stripes = torch.arange(64.0).mul(2 * np.pi / 8).sin().mul(0.4).add(0.5)
+    image = stripes.expand(64, 64)[None, None]
+    front_end = DirectionalStructure()
+    features, paler = front_end(image), front_end(0.5 + 0.3 * (image - 0.5))
+    offsets = structure_offsets()
+    across, along = (features[0, offsets.index(offset), 8, 8] for offset in ((4, 4, 0), (4, 0, 4)))
+    assert across > along + 5  # half a period apart against no change at all, in nats
+    moving = [index for index, (_, dx, _) in enumerate(offsets) if dx % 8]
+    relative = [values[0, moving, 8, 8] - values[0, moving[0], 8, 8]
+                for values in (features, paler)]
+    np.testing.assert_allclose(*relative, atol=1e-2)
+
+
+def test_fusing_batch_norms_keeps_the_function(network, gray):
+    fused = network.fused()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for block in (fused.stage8, fused.up8)
+                   for m in block.modules())
+    with torch.no_grad():
+        np.testing.assert_allclose(fused(gray), network(gray), atol=1e-4)
+
+
+def test_exported_weights_compute_the_same_but_for_half_precision(network, gray, file):
+    loaded = weights.load_weights(str(file), 'cpu')
+    assert loaded.name == 'mine'
+    assert loaded.metadata == {'licence': 'MIT', 'architecture': CompactNetwork.architecture}
+    with torch.no_grad():
+        expected, got = network(gray), loaded.network(gray)
+    assert (got - expected).abs().max() < 0.02 * expected.std()
+
+
+def test_shipped_weights_are_intact_and_described():
+    assert 'compact' in weights.shipped_names()
+    for name in weights.shipped_names():
+        assert weights.verify(name) == weights.description(name)['sha256']
+        assert weights.description(name)['licence']
+
+
+def test_shipped_weights_load_by_name(shipped):
+    assert weights.shipped_names() == ['mine']
+    assert weights.load_weights('mine', 'cpu').name == 'mine'
+
+
+def test_tampered_shipped_weights_are_refused(shipped):
+    data = bytearray(shipped.read_bytes())
+    data[-1] ^= 1
+    shipped.write_bytes(data)
+    with pytest.raises(WeightsError, match='mine.safetensors is damaged: sha256'):
+        weights.load_weights('mine', 'cpu')
+
+
+def test_unknown_name_is_answered_with_those_that_are_shipped(shipped):
+    with pytest.raises(WeightsError, match='no weights "huge"; shipped: mine'):
+        weights.load_weights('huge', 'cpu')
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match='absent.safetensors'):
+        weights.load_weights(str(tmp_path / 'absent.safetensors'), 'cpu')
+
+
+@pytest.mark.parametrize('length', [0, 5, 1000, -1])
+def test_truncated_file_is_refused(file, length):
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(WeightsError, match='cannot read weights .*mine.safetensors'):
+        weights.load_weights(str(file), 'cpu')
+
+
+@pytest.mark.parametrize('metadata', [None, {'architecture': 'grand-9'}])
+def test_other_architecture_is_refused(file, metadata):
+    save_file(load_file(file), file, metadata)
+    named = metadata['architecture'] if metadata else 'None'
+    with pytest.raises(WeightsError, match=f'for architecture "{named}".*"compact-1"'):
+        weights.load_weights(str(file), 'cpu')
+
+
+def test_weights_that_lack_a_layer_are_refused(file):
+    tensors = load_file(file)
+    del tensors['head.2.bias']
+    save_file(tensors, file, {'architecture': CompactNetwork.architecture})
+    with pytest.raises(WeightsError, match='does not fit compact-1.*head.2.bias'):
+        weights.load_weights(str(file), 'cpu')
+
+
+def test_verb_exports_the_average_of_a_checkpoint(network, gray, tmp_path, capsys):
+    checkpoint, output = tmp_path / 'checkpoint.pt', tmp_path / 'out.safetensors'
+    write_checkpoint(checkpoint, {
+        'architecture': CompactNetwork.architecture, 'average': network.state_dict(),
+        'crops': 640, 'config': {'seed': 4}, 'validation_loss': 2.5})
+    assert main(['weights', 'export', str(checkpoint), str(output), '--note', 'licence=MIT']) == 0
+    assert 'sha256' in capsys.readouterr().out
+    metadata = weights.load_weights(str(output), 'cpu').metadata
+    assert metadata['crops'] == '640' and metadata['licence'] == 'MIT'
+    assert json.loads(metadata['config']) == {'seed': 4}
+
+
+def test_verbs_list_and_verify_the_shipped_weights(shipped, capsys):
+    assert main(['weights', 'list']) == 0
+    assert '"licence": "MIT"' in capsys.readouterr().out
+    assert main(['weights', 'verify']) == 0
+    assert f'mine: {weights.verify("mine")}' in capsys.readouterr().out
+    shutil.copy(shipped, shipped.with_name('copy.safetensors'))
+    (shipped.parent / 'copy.json').write_text('{"sha256": "0"}')
+    assert main(['weights', 'verify']) == 1
+    assert 'damaged' in capsys.readouterr().err
