@@ -258,8 +258,11 @@ class StreamEstimator:
             margin = 0.5 * abs(against)
             if against < 0:
                 estimate = estimate.negated()
+            rate = estimate.angular_velocity_rad_s
             if margin >= RESOLVED_MARGIN:
-                self._filter.update(3, estimate.angular_velocity_rad_s, covariance)
+                self._filter.update(3, rate, covariance)
+            else:  # of either sign: zero, give or take the rate
+                self._filter.update(3, np.zeros(3), covariance + np.outer(rate, rate))
         if elapsed_s is None:
             return estimate
         resolved = margin >= RESOLVED_MARGIN

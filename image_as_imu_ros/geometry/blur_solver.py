@@ -18,6 +18,8 @@ from image_as_imu_ros.geometry.displacement_bins import (
 
 CELLS_PER_WITNESS = 24.0
 """Neighbouring cells err together: so many count as one independent witness."""
+SHARED_ERROR_PX = 1.0
+"""Error of the displacement that all cells share; blur below some 2 px reads as none."""
 TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
@@ -245,4 +247,6 @@ def _covariance(log_probability: np.ndarray, matrix: np.ndarray, motion: np.ndar
     information = np.einsum('nai,nab,nbj->ij', matrix, inverse, matrix, optimize=True)
     information = information.astype(float) * objective.weight
     information[3:, 3:] += np.eye(3) / translation_spread(motion[None], objective.focal_px)[0]
-    return np.linalg.inv(information)
+    covariance = np.linalg.inv(information)
+    covariance[:3, :3] += np.eye(3) * (SHARED_ERROR_PX / objective.focal_px) ** 2
+    return covariance
