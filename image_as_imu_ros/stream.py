@@ -27,8 +27,8 @@ BLUR_LENGTH_STD = 0.1
 """Error of one image's blur length, relative to it, which all its cells share."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
-GATE = 11.3
-"""99 % of a chi-square variable of 3 degrees of freedom; beyond, a measurement is distrusted."""
+GATE = 50.0
+"""Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
 MAX_SPEED_STD_RAD_S = 6.0
 """A prediction that is less certain than this is not published."""
 
@@ -189,7 +189,7 @@ class StreamEstimator:
             elapsed_s = (frame.stamp_ns - previous.frame.stamp_ns) * 1e-9
             if elapsed_s <= 0:
                 raise SynchronizationError(
-                    f'stamp {frame.stamp_ns} ns is not after the last image\'s '
+                    f"stamp {frame.stamp_ns} ns is not after the last image's "
                     f'{previous.frame.stamp_ns} ns; reset the stream to accept a time jump')
             if elapsed_s > self.config.max_gap or frame.intrinsics != previous.frame.intrinsics:
                 self.reset()

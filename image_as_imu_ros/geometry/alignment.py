@@ -16,7 +16,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.geometry.motion_field import (
-    motion_field_matrix, pixel_grid, plane_homography)
+    motion_field_matrix,
+    pixel_grid,
+    plane_homography,
+)
 from image_as_imu_ros.types import CameraIntrinsics
 
 ROUNDS = ((8, 1, 3), (8, 5, 2), (4, 4, 1), (2, 5, 1))

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from image_as_imu_ros.geometry.displacement_bins import (
-    BINS, DIRECTIONS, RADIUS_SCALE_PX, RHO_STEP, RINGS, bin_displacements)
+    BINS,
+    DIRECTIONS,
+    RADIUS_SCALE_PX,
+    RHO_STEP,
+    RINGS,
+    bin_displacements,
+)
 
 CELLS_PER_WITNESS = 24.0
 """Neighbouring cells err together: so many count as one independent witness."""
@@ -23,8 +29,8 @@ SHARED_ERROR_PX = 1.0
 TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
-COARSE_ITERATIONS = 18
-FINE_ITERATIONS = 14
+COARSE_ITERATIONS = 12
+FINE_ITERATIONS = 10
 FINALISTS = 2
 BIN_DISPLACEMENTS_PX = bin_displacements().numpy().astype(np.float32)
 
