@@ -86,13 +86,13 @@ def test_short_training_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, 'sample_motion', lambda rng, focal_px: rng.choice(pans))
     config = TrainingConfig(crops=240, learning_rate=3e-3, **TINY)
     loss = train(config, tmp_path)
-    # an untrained network knows nothing: log(337) = 5.8 nats; measured: 5.1
-    assert loss < math.log(BINS) - 0.3
+    # an untrained network knows nothing: log(337) = 5.8 nats; measured: 2.9
+    assert loss < 4.5
     (row,) = csv.reader((tmp_path / 'log.csv').open())
     assert int(row[0]) == 240 and float(row[3]) == pytest.approx(loss, abs=1e-4)
 
 
-def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+def test_interrupted_training_ends_with_the_same_weights(tmp_path):
     config = TrainingConfig(crops=48, **TINY)
     train(config, tmp_path / 'whole')
     # out of time after every step, until the whole is done
