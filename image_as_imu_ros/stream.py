@@ -219,6 +219,8 @@ class StreamEstimator:
     def _align(self, previous: BlurMeasurement, current: BlurMeasurement,
                elapsed_s: float) -> Alignment | None:
         """Motion since the last frame, started from both blurs with either sign."""
+        if previous.solution is None or current.solution is None:  # a blank image matches any
+            return None
         if self._aligner is None:
             self._aligner = PairAligner(current.intrinsics)
         prediction = np.concatenate([self._filter.mean[:3], np.zeros(3)])

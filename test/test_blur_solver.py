@@ -77,7 +77,8 @@ def test_fewer_cells_leave_a_larger_covariance():
     motion = np.array(MOTIONS[0])
     full, half = (solve_blur(log_probability(motion, blank_share=share), MATRIX).covariance
                   for share in (0.0, 0.5))
-    assert np.trace(half[:3, :3]) > 1.5 * np.trace(full[:3, :3])
+    # an error that all cells share is the same in both
+    assert np.trace(half[:3, :3]) > 1.2 * np.trace(full[:3, :3])
 
 
 def test_a_seed_near_the_truth_does_no_harm():

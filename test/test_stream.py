@@ -144,6 +144,16 @@ def test_blank_image_is_bridged_only_if_wanted(gyroscope, blurred_frames, unreso
     assert estimate.usable is (unresolved_sign == 'predict')
 
 
+def test_covered_lens_is_not_taken_for_rest(gyroscope, blurred_frames):
+    covered = [dataclasses.replace(frame, image=np.zeros_like(frame.image))
+               for frame in blurred_frames[3:9]]
+    estimates = process(gyroscope, [*blurred_frames[:3], *covered])
+    assert EstimateStatus.OK not in [estimate.status for estimate in estimates[3:]]
+    spreads = [np.trace(estimate.covariance[3:, 3:]) for estimate in estimates[2:]]
+    assert np.all(np.diff(spreads) >= 0)
+    assert not estimates[-1].usable
+
+
 def test_filter_goes_on_at_constant_rate():
     rotation_filter = RotationFilter()
     rotation_filter.mean[3:6] = [1.0, -2.0, 0.5]
