@@ -23,7 +23,7 @@ RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
-BLUR_LENGTH_STD = 0.1
+BLUR_LENGTH_STD = 0.15
 """Error of one image's blur length, relative to it, which all its cells share."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
@@ -117,8 +117,8 @@ class BlurGain:
     By how much the blur overstates the motion, learnt from the rotation between frames.
 
     A wrongly stated exposure and the network's own bias both scale all blur by one factor. Its
-    logarithm is a random walk, observed whenever the filter knows a rate before the blur is
-    taken in.
+    logarithm is a random walk, observed where the blurs at both ends of a gap have a sign: their
+    mean is compared with the rotation over the gap.
     """
 
     PRIOR_STD = 0.3
@@ -130,18 +130,18 @@ class BlurGain:
         self.log_gain = 0.0
         self.variance = self.PRIOR_STD ** 2
 
-    def observe(self, blur_rate: np.ndarray, rate: np.ndarray, covariance: np.ndarray) -> None:
+    def observe(self, blur_rate: np.ndarray, gap_rate: np.ndarray) -> None:
         """
-        Compare a blur's rate with what the inter-frame rotations say, both (3,) rad/s.
+        Compare the mean of two neighbouring blurs' rates with the rate over the gap between.
 
-        :param covariance: of `rate`, (3, 3)
+        :param blur_rate, gap_rate: (3,) rad/s
         """
-        blur_speed, speed = np.linalg.norm(blur_rate), np.linalg.norm(rate)
-        deviation = np.sqrt(np.trace(covariance) / 3.0)
-        if min(blur_speed, speed) < max(self.MIN_RATE_RAD_S, 2.0 * deviation):
+        speed = np.linalg.norm(gap_rate)
+        along = blur_rate @ gap_rate / max(speed, 1e-9)
+        if min(along, speed) < self.MIN_RATE_RAD_S:
             return
-        noise = self.RATIO_STD ** 2 + (deviation / speed) ** 2
-        innovation = np.log(blur_speed / speed) - self.log_gain
+        noise = self.RATIO_STD ** 2
+        innovation = np.log(along / speed) - self.log_gain
         noise *= max(1.0, abs(innovation) / (2.0 * np.sqrt(self.variance + noise)))
         self.variance += self.DRIFT_STD ** 2
         share = self.variance / (self.variance + noise)
@@ -172,6 +172,7 @@ class StreamEstimator:
         self._aligner: PairAligner | None = None
         self._filter = RotationFilter()
         self._gain = BlurGain()
+        self._blur_rate: np.ndarray | None = None
 
     def process(self, frame: Frame) -> MotionEstimate:
         """
@@ -242,6 +243,7 @@ class StreamEstimator:
         """Resolve the blur's sign, update the filter and read it out."""
         frame = measurement.frame
         margin = 0.0
+        last_blur_rate, self._blur_rate = self._blur_rate, None
         if frame.exposure_time_s is not None:
             estimate = self.gyroscope.to_estimate(measurement)
         else:
@@ -250,8 +252,7 @@ class StreamEstimator:
                 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
         blurred = measurement.informative and frame.exposure_time_s is not None
         if blurred and elapsed_s is not None:
-            self._gain.observe(estimate.angular_velocity_rad_s, self._filter.rate,
-                               self._filter.rate_covariance)
+            blur_rate = estimate.angular_velocity_rad_s
             estimate = _scaled(estimate, 1.0 / self._gain.value,
                                self._gain.variance + BLUR_LENGTH_STD ** 2)
             rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
@@ -259,10 +260,14 @@ class StreamEstimator:
                 - self._filter.likelihood(3, rate, covariance)
             margin = 0.5 * abs(against)
             if against < 0:
-                estimate = estimate.negated()
+                estimate, blur_rate = estimate.negated(), -blur_rate
             rate = estimate.angular_velocity_rad_s
             if margin >= RESOLVED_MARGIN:
                 self._filter.update(3, rate, covariance)
+                if alignment is not None and last_blur_rate is not None:
+                    self._gain.observe(0.5 * (last_blur_rate + blur_rate),
+                                       alignment.motion[:3] / elapsed_s)
+                self._blur_rate = blur_rate
             else:  # of either sign: zero, give or take the rate
                 self._filter.update(3, np.zeros(3), covariance + np.outer(rate, rate))
         if elapsed_s is None:

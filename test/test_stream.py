@@ -216,8 +216,8 @@ def test_accelerations_are_expected_to_follow_the_rates():
 
 
 def test_gain_takes_one_observation_by_its_variance():
-    gain, certain = BlurGain(), 1e-12 * np.eye(3)
-    gain.observe(np.array([0.0, 4.4, 0.0]), np.array([0.0, 4.0, 0.0]), certain)
+    gain = BlurGain()
+    gain.observe(np.array([0.0, 4.4, 0.0]), np.array([0.0, 4.0, 0.0]))
     variance = BlurGain.PRIOR_STD ** 2 + BlurGain.DRIFT_STD ** 2
     share = variance / (variance + BlurGain.RATIO_STD ** 2)
     assert gain.value == pytest.approx(1.1 ** share)
@@ -228,13 +228,12 @@ def test_gain_learns_a_wrong_exposure():
     gain, rng = BlurGain(), np.random.default_rng(0)
     for _ in range(200):
         rate = rng.normal(0, 5, 3)
-        gain.observe(-1.25 * rate, rate, 0.01 * np.eye(3))
+        gain.observe(1.25 * rate, rate)
     assert gain.value == pytest.approx(1.25, rel=0.03)
 
 
-@pytest.mark.parametrize('blur_rate, rate, deviation', [(1.0, 5.0, 0.1), (5.0, 1.0, 0.1),
-                                                       (5.0, 5.0, 3.0)])
-def test_gain_ignores_slow_and_uncertain_rates(blur_rate, rate, deviation):
+@pytest.mark.parametrize('blur_rate, rate', [(1.0, 5.0), (5.0, 1.0), (-5.0, 5.0)])
+def test_gain_ignores_slow_and_opposite_rates(blur_rate, rate):
     gain = BlurGain()
-    gain.observe(np.array([blur_rate, 0, 0]), np.array([rate, 0, 0]), deviation ** 2 * np.eye(3))
+    gain.observe(np.array([blur_rate, 0, 0]), np.array([rate, 0, 0]))
     assert gain.value == 1.0 and gain.variance == BlurGain.PRIOR_STD ** 2
