@@ -23,7 +23,7 @@ RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
-BLUR_LENGTH_STD = 0.15
+BLUR_LENGTH_STD = 0.2
 """Error of one image's blur length, relative to it, which all its cells share."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
@@ -43,8 +43,8 @@ class RotationFilter:
     Source: Singer (1970), doi:10.1109/TAES.1970.310128.
     """
 
-    CORRELATION_S = 0.08
-    ACCELERATION_PER_RATE = 40.0
+    CORRELATION_S = 0.04
+    ACCELERATION_PER_RATE = 35.0
     ACCELERATION_FLOOR_RAD_S2 = 1.0
     INITIAL_RATE_RAD_S = 5.0
     MEMORY_S = 0.3
