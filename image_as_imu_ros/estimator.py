@@ -13,7 +13,7 @@ from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution, solve_blur
 from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions
 from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
@@ -25,6 +25,22 @@ MIN_INFORMATION = 0.12
 MIN_SIDE_PX = 64
 MAX_CAMERAS = 8
 UNKNOWN_SIGMA = (10.0, 10.0, 10.0, 20.0, 20.0, 20.0)
+
+
+@dataclass(frozen=True)
+class BlurObservation:
+    """What the network sees in one image."""
+
+    frame: Frame
+    working_image: np.ndarray
+    """(h, w) float32, 0 to 1, undistorted."""
+    intrinsics: CameraIntrinsics
+    """Of the working image."""
+    matrix: np.ndarray
+    """(h / 8, w / 8, 2, 6), motion field at the cells."""
+    log_probability: np.ndarray | None
+    """(h / 8, w / 8, BINS) of the cells' displacements; None where the image is blank."""
+    timing_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,8 @@ class VisualGyroscope:
     Estimates the mean velocity of a camera over one exposure from the image's motion blur.
 
     One image cannot tell a motion from its reverse: estimates are unsigned. `StreamEstimator`
-    resolves the sign. Cameras may change from call to call; their maps are kept.
+    resolves the sign. Cameras may change from call to call; their maps are kept. One thread may
+    observe an image while another solves the one before.
 
     :raises WeightsError: if the weights cannot be used
     :raises ConfigError: if the device is not available
@@ -67,14 +84,15 @@ class VisualGyroscope:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.weights = load_weights(config.weights, self.device)
-        self._half = self.device == 'cuda' or _cpu_computes_bfloat16()
+        half = self.device == 'cuda' or _cpu_computes_bfloat16()
+        distributions = CellDistributions(self.weights.network, half)
+        self._distributions = distributions if self.device == 'cuda' else distributions.traced()
         self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray]] = {}
 
-    def measure(self, frame: Frame, seeds: tuple[np.ndarray, ...] = ()) -> BlurMeasurement:
+    def observe(self, frame: Frame) -> BlurObservation:
         """
-        Find the motion over a frame's exposure, in units of the exposure.
+        Undistort a frame and run the network on it.
 
-        :param seeds: motions (6,), (w T, v T / Z), to start the search from besides its own
         :raises InputError: if the image is too small for the network
         """
         begin = time.perf_counter()
@@ -82,14 +100,29 @@ class VisualGyroscope:
         image = camera.working_image(frame.image)
         prepared = time.perf_counter()
         timing = {'preprocess': 1e3 * (prepared - begin)}
-        solution = None
+        log_probability = None
         if image.std() > MIN_CONTRAST:
-            log_probability = self._log_probability(image)
-            inferred = time.perf_counter()
-            solution = solve_blur(log_probability, matrix, seeds)
-            timing['network'] = 1e3 * (inferred - prepared)
-            timing['solve'] = 1e3 * (time.perf_counter() - inferred)
-        return BlurMeasurement(frame, image, camera.intrinsics, solution, timing)
+            gray = torch.from_numpy(image)[None, None].to(self.device)
+            with torch.inference_mode():
+                log_probability = self._distributions(gray).cpu().numpy()
+            timing['network'] = 1e3 * (time.perf_counter() - prepared)
+        return BlurObservation(frame, image, camera.intrinsics, matrix, log_probability, timing)
+
+    @staticmethod
+    def solve(observation: BlurObservation,
+              seeds: tuple[np.ndarray, ...] = ()) -> BlurMeasurement:
+        """
+        Find the motion over a frame's exposure, in units of the exposure.
+
+        :param seeds: motions (6,), (w T, v T / Z), to start the search from besides its own
+        """
+        solution, timing = None, observation.timing_ms
+        if observation.log_probability is not None:
+            begin = time.perf_counter()
+            solution = solve_blur(observation.log_probability, observation.matrix, seeds)
+            timing = {**timing, 'solve': 1e3 * (time.perf_counter() - begin)}
+        return BlurMeasurement(observation.frame, observation.working_image,
+                               observation.intrinsics, solution, timing)
 
     def estimate(self, frame: Frame) -> MotionEstimate:
         """
@@ -100,7 +133,7 @@ class VisualGyroscope:
         """
         if frame.exposure_time_s is None:
             raise InputError('exposure time is unknown; one image needs it to tell a velocity')
-        return self.to_estimate(self.measure(frame))
+        return self.to_estimate(self.solve(self.observe(frame)))
 
     def to_estimate(self, measurement: BlurMeasurement) -> MotionEstimate:
         """Turn a measurement of known exposure into velocities, unsigned."""
@@ -142,15 +175,6 @@ class VisualGyroscope:
                 self._cameras.clear()
             self._cameras[intrinsics] = (camera, matrix)
         return self._cameras[intrinsics]
-
-    def _log_probability(self, image: np.ndarray) -> np.ndarray:
-        """Run the network: (h, w, BINS) float32 log-probabilities of the cells."""
-        gray = torch.from_numpy(image)[None, None].to(self.device)
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16,
-                                                    enabled=self._half):
-            logits = self.weights.network(gray)
-            log_probability = torch.log_softmax(logits.float(), dim=1)[0].movedim(0, -1)
-            return log_probability.contiguous().cpu().numpy()
 
 
 def _cpu_computes_bfloat16() -> bool:

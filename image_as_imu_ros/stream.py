@@ -15,7 +15,12 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import SynchronizationError
-from image_as_imu_ros.estimator import BlurMeasurement, VisualGyroscope, unknown_covariance
+from image_as_imu_ros.estimator import (
+    BlurMeasurement,
+    BlurObservation,
+    VisualGyroscope,
+    unknown_covariance,
+)
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
@@ -184,6 +189,11 @@ class StreamEstimator:
         :raises SynchronizationError: if the stamp is not later than the last one's
         :raises InputError: if the image cannot be used
         """
+        return self.join(self.gyroscope.observe(frame))
+
+    def join(self, observation: BlurObservation) -> MotionEstimate:
+        """Take in the next image, of which the network has seen the blur; else as `process`."""
+        frame = observation.frame
         previous = self._previous
         elapsed_s = None
         if previous is not None:
@@ -201,7 +211,7 @@ class StreamEstimator:
         seeds = ()
         if previous is not None and exposure_s is not None:
             seeds = (np.concatenate([self._filter.rate * exposure_s, np.zeros(3)]),)
-        measurement = self.gyroscope.measure(frame, seeds)
+        measurement = self.gyroscope.solve(observation, seeds)
         begin = time.perf_counter()
         alignment = None
         if previous is not None:

@@ -432,16 +432,16 @@ def test_unexpected_errors_and_estimates_that_are_not_finite_are_survived(
     with rig as peer:
         activate(peer)
         peer.send()
-        process = rig.node._stream.process
+        join = rig.node._stream.join
 
-        def break_down(frame):
+        def break_down(observation):
             raise RuntimeError('a bug')
 
-        def not_finite(frame):
-            return replace(process(frame), angular_velocity_rad_s=np.full(3, NAN))
+        def not_finite(observation):
+            return replace(join(observation), angular_velocity_rad_s=np.full(3, NAN))
         for fault, cause in ((break_down, 'internal error'),
                              (not_finite, 'estimate not finite')):
-            monkeypatch.setattr(rig.node._stream, 'process', fault)
+            monkeypatch.setattr(rig.node._stream, 'join', fault)
             peer.publish(*peer.next_frame())
             peer.wait(lambda: int(peer.value(f'dropped: {cause}')) == 1, cause)  # noqa: B023
             monkeypatch.undo()

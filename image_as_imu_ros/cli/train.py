@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='override one training setting, as batch=16')
     parser.add_argument('--max-minutes', type=float, metavar='MIN',
                         help='stop with a checkpoint after this time')
-    parser.add_argument('--init', type=Path, metavar='CHECKPOINT',
-                        help="take the weights of another run's checkpoint")
+    parser.add_argument('--init', type=Path, metavar='FILE',
+                        help='start from these weights: .safetensors, or a checkpoint.pt')
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'),
                         help='where to train (default: cpu)')
 
@@ -32,4 +32,4 @@ def run(arguments: argparse.Namespace) -> None:
     config = load(TrainingConfig, arguments.config, tuple(arguments.set))
     loss = train(config, arguments.output, arguments.assets, arguments.max_minutes,
                  arguments.init, arguments.device)
-    print(f'validation loss {loss:.4f} nats per cell; checkpoint in {arguments.output}')
+    print(f'validation loss {loss:.4f} nats; checkpoint in {arguments.output}')

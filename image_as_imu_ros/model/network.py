@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -130,3 +131,36 @@ class CompactNetwork(nn.Module):
                 module[0] = fuse_conv_bn_eval(module[0], module[1])
                 module[1] = nn.Identity()
         return network
+
+
+class CellDistributions(nn.Module):
+    """A network as inference uses it: one image in, log-probabilities out."""
+
+    def __init__(self, network: CompactNetwork, half: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.half_precision = half
+
+    def forward(self, gray: Tensor) -> Tensor:
+        """
+        Predict the displacement over the exposure.
+
+        :param gray: (1, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
+        :returns: log-probabilities of the bins, (H / 8, W / 8, BINS), float32
+        """
+        with torch.autocast(gray.device.type, torch.bfloat16, enabled=self.half_precision):
+            logits = self.network(gray)
+        return torch.log_softmax(logits.float(), dim=1)[0].movedim(0, -1).contiguous()
+
+    def traced(self) -> torch.jit.ScriptModule:
+        """
+        The same function for the CPU in one call, for images of any size.
+
+        It leaves Python's interpreter lock alone, so that another thread can go on with the
+        image before: run step by step, the two take twice as long.
+        """
+        with warnings.catch_warnings(), torch.no_grad():
+            # torch.export, the successor, needs a C++ compiler to make code as quick
+            warnings.simplefilter('ignore', FutureWarning)
+            example = torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
+            return torch.jit.freeze(torch.jit.trace(self.eval(), example))

@@ -70,6 +70,23 @@ def load_weights(name_or_path: str, device: str) -> Weights:
     else:
         verify(name_or_path)
         path, name = SHIPPED / f'{name_or_path}.safetensors', name_or_path
+    tensors, metadata = read_tensors(path)
+    network = CompactNetwork()
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f'{path} does not fit {CompactNetwork.architecture}: '
+                           f'{" ".join(str(error).split())}') from error
+    network = network.fused().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return Weights(name, network, metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """
+    Read a network's state, in single precision, and the text stored with it.
+
+    :raises WeightsError: if the file is missing, damaged or for another architecture
+    """
     try:
         with safe_open(path, 'pt') as file:
             metadata = file.metadata() or {}
@@ -80,15 +97,8 @@ def load_weights(name_or_path: str, device: str) -> Weights:
     if architecture != CompactNetwork.architecture:
         raise WeightsError(f'{path} is for architecture "{architecture}", this version runs '
                            f'"{CompactNetwork.architecture}"')
-    network = CompactNetwork()
-    try:
-        network.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor
-                                 for key, tensor in tensors.items()})
-    except RuntimeError as error:
-        raise WeightsError(f'{path} does not fit {architecture}: '
-                           f'{" ".join(str(error).split())}') from error
-    network = network.fused().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Weights(name, network, metadata)
+    return {key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in tensors.items()}, metadata
 
 
 def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:

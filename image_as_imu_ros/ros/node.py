@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import queue
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.config import NodeConfig, VisualImuConfig
 from image_as_imu_ros.errors import ConfigError, ImageAsImuError, InputError
-from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.estimator import BlurObservation, VisualGyroscope
 from image_as_imu_ros.msg import ExposureTime
 from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
@@ -94,13 +95,24 @@ class Exposure:
     source: int
 
 
+@dataclass(frozen=True)
+class Observed:
+    """An image on its way from one worker to the other."""
+
+    arrival: Arrival
+    frame_id: str
+    exposure: Exposure
+    observation: BlurObservation
+
+
 class VisualImu(LifecycleNode):
     """
     Publishes the motion of the camera whose images it receives.
 
-    The executor's thread only takes messages; one worker thread estimates, always from the
-    newest image. An image that cannot be used is dropped, counted by cause in the diagnostics
-    and reported in a throttled warning.
+    The executor's thread only takes messages. Of two worker threads, one runs the network on the
+    newest image while the other solves, aligns and publishes the one before. An image that
+    cannot be used is dropped, counted by cause in the diagnostics and reported in a throttled
+    warning.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -112,7 +124,7 @@ class VisualImu(LifecycleNode):
         self._transform_listener: Any = None
         self._subscribed: list[Subscription] = []
         self._inbox: Inbox | None = None
-        self._worker: threading.Thread | None = None
+        self._workers: tuple[threading.Thread, ...] = ()
         self._last_warning_s: dict[DropCause, float] = {}
         self._newest_frame_ns: int | None = None
 
@@ -141,7 +153,7 @@ class VisualImu(LifecycleNode):
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe and start the worker."""
+        """Subscribe and start the workers."""
         if not self._attempt('activate', self._start, undo=self._stop):
             return TransitionCallbackReturn.FAILURE
         return super().on_activate(state)
@@ -163,7 +175,7 @@ class VisualImu(LifecycleNode):
         return super().on_shutdown(state)
 
     def destroy_node(self) -> None:
-        """Stop the worker, then destroy the node."""
+        """Stop the workers, then destroy the node."""
         self._stop()
         super().destroy_node()
 
@@ -208,16 +220,21 @@ class VisualImu(LifecycleNode):
             self._transform_listener = self._transforms = None
 
     def _start(self) -> None:
-        """Forget the past, subscribe and start the worker."""
+        """Forget the past, subscribe and start the workers."""
         config = self.config.node
-        if self._worker is not None:
-            self._worker.join()  # where it outlasted STOP_WAIT_S
+        for worker in self._workers:
+            worker.join()  # where it outlasted STOP_WAIT_S
         self._stream.reset()
         self._newest_frame_ns = None
         self._inbox = Inbox(wants_exposure=config.use_exposure_topic)
-        self._worker = threading.Thread(
-            target=self._work, args=(self._inbox,), name='estimation', daemon=True)
-        self._worker.start()
+        observed: queue.Queue[Observed | None] = queue.Queue(maxsize=1)
+        self._workers = (
+            threading.Thread(target=self._observe_images, args=(self._inbox, observed),
+                             name='observation', daemon=True),
+            threading.Thread(target=self._estimate_motions, args=(observed,),
+                             name='estimation', daemon=True))
+        for worker in self._workers:
+            worker.start()
         self._subscribe(CameraInfo, 'camera_info', self._inbox.put_camera_info, COMPANION_DEPTH)
         if config.use_exposure_topic:
             self._subscribe(ExposureTime, 'exposure_time', self._inbox.put_exposure,
@@ -230,14 +247,16 @@ class VisualImu(LifecycleNode):
         self._monitor.active = True
 
     def _stop(self) -> None:
-        """Unsubscribe and end the worker after its present image."""
+        """Unsubscribe and end the workers after their present images."""
         self._monitor.active = False
         for subscription in self._subscribed:
             self.destroy_subscription(subscription)
         self._subscribed.clear()
-        if self._worker is not None:
+        if self._inbox is not None:
             self._inbox.close()
-            self._worker.join(STOP_WAIT_S)
+        end_s = time.monotonic() + STOP_WAIT_S
+        for worker in self._workers:
+            worker.join(max(0.0, end_s - time.monotonic()))
 
     def _publisher(self, kind: type, topic: str) -> Any:
         """Lifecycle publisher with a sensor driver's QoS."""
@@ -285,26 +304,38 @@ class VisualImu(LifecycleNode):
             self._drop(DropCause.BUSY, 'a newer image came before this one was processed; '
                        'lower the frame rate or estimator.working_size')
 
-    # Estimation, in the worker's thread
+    # Estimation, in the workers' threads
 
-    def _work(self, inbox: Inbox) -> None:
-        """Process images until the inbox is closed; nothing that happens here ends the node."""
+    def _observe_images(self, inbox: Inbox, observed: queue.Queue[Observed | None]) -> None:
+        """Run the network on the newest image until the inbox is closed."""
         while (taken := inbox.take()) is not None:
-            try:
-                self._process(*taken)
-            except FrameDropped as dropped:
-                self._drop(dropped.cause, str(dropped))
-            except ImageAsImuError as error:
-                self._drop(DropCause.BAD_IMAGE, str(error))
-            except Exception as error:
-                if not self.context.ok():
-                    return  # interrupted while it published
+            with self._surviving():
+                observed.put(self._observe(*taken))
+        observed.put(None)
+
+    def _estimate_motions(self, observed: queue.Queue[Observed | None]) -> None:
+        """Estimate and publish until there is nothing more to come."""
+        while (image := observed.get()) is not None:
+            with self._surviving():
+                self._estimate(image)
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Drop the image where something goes wrong; nothing that happens ends the node."""
+        try:
+            yield
+        except FrameDropped as dropped:
+            self._drop(dropped.cause, str(dropped))
+        except ImageAsImuError as error:
+            self._drop(DropCause.BAD_IMAGE, str(error))
+        except Exception as error:
+            if self.context.ok():  # else it was interrupted while it published
                 self._drop(DropCause.INTERNAL, one_line(error), traceback.format_exc())
 
-    def _process(self, arrival: Arrival, camera_info: CameraInfo | None,
-                 exposure_msg: ExposureTime | None) -> None:
+    def _observe(self, arrival: Arrival, camera_info: CameraInfo | None,
+                 exposure_msg: ExposureTime | None) -> Observed:
         """
-        Estimate and publish.
+        Decode an image and run the network on it.
 
         :raises FrameDropped: if the image yields no message
         """
@@ -318,9 +349,19 @@ class VisualImu(LifecycleNode):
         if not frame_id:
             raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
                                'tell the axes of the result; set it in the camera driver')
-        self._accept_stamp(frame.stamp_ns, config)
-        estimate = self._stream.process(frame)
-        self._newest_frame_ns = frame.stamp_ns
+        return Observed(arrival, frame_id, exposure, self._gyroscope.observe(frame))
+
+    def _estimate(self, observed: Observed) -> None:
+        """
+        Estimate and publish.
+
+        :raises FrameDropped: if the image yields no message
+        """
+        config, exposure, frame_id = self.config, observed.exposure, observed.frame_id
+        stamp_ns = observed.observation.frame.stamp_ns
+        self._accept_stamp(stamp_ns, config)
+        estimate = self._stream.join(observed.observation)
+        self._newest_frame_ns = stamp_ns
         source = exposure.source
         if exposure.time_s is None and estimate.exposure_time_s is not None:
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
@@ -330,7 +371,7 @@ class VisualImu(LifecycleNode):
         output_frame = config.node.output_frame or frame_id
         if output_frame != frame_id:
             estimate = self._moved_to(output_frame, frame_id, estimate)
-        self._publish(estimate, output_frame, source, arrival, config.node)
+        self._publish(estimate, output_frame, source, observed.arrival, config.node)
 
     def _accept_stamp(self, stamp_ns: int, config: VisualImuConfig) -> None:
         """

@@ -33,11 +33,19 @@ class Sample:
 
     gray: np.ndarray
     """(H, W) uint8, as a camera would encode it."""
-    flow_px: np.ndarray
-    """(2, H / stride, W / stride) float32, displacement over the exposure at the cells, px."""
+    field: np.ndarray
+    """
+    (H / stride, W / stride, 2, 6) float32, maps `motion` to the displacement over the exposure
+    at the cells, px: the motion field matrix, translation scaled by d / depth.
+    """
     motion: np.ndarray
     """(6,) w T in rad and v T / d, d the plane's distance along the optical axis."""
     intrinsics: CameraIntrinsics
+
+    @property
+    def flow_px(self) -> np.ndarray:
+        """Displacement over the exposure at the cells, (H / stride, W / stride, 2), px."""
+        return self.field @ self.motion
 
 
 def sample_camera(rng: np.random.Generator, width_px: int, height_px: int) -> CameraIntrinsics:
@@ -99,10 +107,9 @@ def render(rng: np.random.Generator, texture: np.ndarray, intrinsics: CameraIntr
                            / [intrinsics.fx_px, intrinsics.fy_px],
                            np.ones((*grid.shape[:2], 1))], axis=-1)
     inverse_depth = np.maximum(rays @ normal, 0.05)
-    matrix = motion_field_matrix(grid, intrinsics)
-    flow = matrix[..., :3] @ motion[:3] + (matrix[..., 3:] @ motion[3:]) * inverse_depth[..., None]
-    return Sample(expose(rng, light / subframes), flow.transpose(2, 0, 1).astype(np.float32),
-                  motion, intrinsics)
+    field = motion_field_matrix(grid, intrinsics)
+    field[..., 3:] *= inverse_depth[..., None, None]
+    return Sample(expose(rng, light / subframes), field.astype(np.float32), motion, intrinsics)
 
 
 def _scene(rng: np.random.Generator, texture: np.ndarray, width_px: int,
@@ -110,8 +117,13 @@ def _scene(rng: np.random.Generator, texture: np.ndarray, width_px: int,
     """A random view of the texture, turned, scaled and relit, at OVERSAMPLING."""
     for _ in range(6):
         scene = _view(rng, texture, width_px, height_px)
-        if np.quantile(np.abs(np.diff(scene[::2, ::2])), 0.75) > 0.05 * scene.mean():
+        if np.quantile(np.abs(np.diff(scene[::2, ::2])), 0.85) > 0.05 * scene.mean():
             break  # enough detail to show a blur; else look elsewhere
+    if rng.random() < 0.35:  # parts that were soft before the camera moved
+        soft = cv2.GaussianBlur(scene, (0, 0), float(np.exp(rng.uniform(-0.3, 1.4))))
+        where = cv2.resize(rng.standard_normal((4, 4)).astype(np.float32),
+                           scene.shape[::-1], interpolation=cv2.INTER_CUBIC)
+        scene = scene + (soft - scene) * (3 * where + np.float32(rng.normal())).clip(0, 1)
     scene = scene ** np.float32(rng.uniform(0.7, 1.5))
     if rng.random() < 0.4:  # lamps and windows: brighter than the sensor can hold
         knee = np.float32(np.quantile(scene[::4, ::4], rng.uniform(0.8, 0.99)))

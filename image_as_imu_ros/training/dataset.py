@@ -50,10 +50,11 @@ class CropFactory:
         return render(rng, texture, camera, sample_motion(rng, camera.fx_px), STRIDE_PX)
 
 
-def collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Stack samples: gray (B, 1, H, W) uint8 and flow (B, 2, H / stride, W / stride) px."""
+def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Stack samples: gray (B, 1, H, W) uint8, field (B, h, w, 2, 6) and motion (B, 6)."""
     return (torch.from_numpy(np.stack([s.gray for s in samples])[:, None]),
-            torch.from_numpy(np.stack([s.flow_px for s in samples])))
+            torch.from_numpy(np.stack([s.field for s in samples])),
+            torch.from_numpy(np.stack([s.motion for s in samples])).float())
 
 
 class CropBatches(IterableDataset):
@@ -62,8 +63,8 @@ class CropBatches(IterableDataset):
     def __init__(self, config: TrainingConfig, assets: Path | None, start: int) -> None:
         self.config, self.assets, self.start = config, assets, start
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (gray, flow) batches."""
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield batches as `collate` makes them."""
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         info = get_worker_info()

@@ -12,30 +12,20 @@ from pathlib import Path
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import WeightsError
-from image_as_imu_ros.geometry.displacement_bins import interpolation
 from image_as_imu_ros.model.network import CompactNetwork
+from image_as_imu_ros.model.weights import read_tensors
 from image_as_imu_ros.training.dataset import CropBatches, CropFactory, collate
+from image_as_imu_ros.training.losses import distribution_loss, motion_loss, rival_motions
 
 logger = logging.getLogger(__name__)
 
-
-def distribution_loss(logits: Tensor, flow_px: Tensor) -> Tensor:
-    """
-    Cross-entropy against the bins around the true displacement.
-
-    :param logits: (B, BINS, h, w)
-    :param flow_px: (B, 2, h, w), px
-    :returns: mean over all cells, nats
-    """
-    bins, weights = interpolation(flow_px.movedim(1, -1))
-    log_probability = functional.log_softmax(logits.float(), dim=1).movedim(1, -1)
-    return -(weights * log_probability.gather(-1, bins)).sum(dim=-1).mean()
+MOTION_WEIGHT = 4.0
+"""Of the loss over whole images relative to that over cells."""
 
 
 def learning_rate(config: TrainingConfig, crops: int) -> float:
@@ -58,8 +48,8 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     :param output: run folder: checkpoint.pt, log.csv
     :param assets: folder of photographs; None uses drawn textures alone
     :param max_minutes: stop after a checkpoint when so much time has passed
-    :param initial: checkpoint of another run to take the weights from (warm restart)
-    :returns: last validation loss, nats per cell
+    :param initial: weights or checkpoint of another run to start from (warm restart)
+    :returns: last validation loss, nats
     :raises WeightsError: if a checkpoint cannot be read
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -79,8 +69,8 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
         crops = state['crops']
         logger.info('resuming %s at crop %d', checkpoint, crops)
     elif initial is not None:
-        state = read_checkpoint(initial)
-        network.load_state_dict(state['average'])
+        network.load_state_dict(read_tensors(initial)[0] if initial.suffix == '.safetensors'
+                                else read_checkpoint(initial)['average'])
         average.set(network)
 
     loader = DataLoader(CropBatches(config, assets, crops), batch_size=None,
@@ -98,32 +88,30 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     losses: list[float] = []
     network.train()
     with tqdm(total=config.crops, initial=crops, unit='crop', smoothing=0.02) as progress:
-        for gray, flow_px in loader:
+        for batch in loader:
             optimizer.param_groups[0]['lr'] = learning_rate(config, crops)
-            gray, flow_px = gray.to(device).float() / 255.0, flow_px.to(device)
-            with torch.autocast(device, torch.bfloat16):
-                logits = network(gray)
-            loss = distribution_loss(logits, flow_px)
+            loss = sum(batch_losses(network, batch, device, config.seed + crops))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            crops += len(gray)
+            crops += len(batch[0])
             average.update(network, step=crops // config.batch)
             losses.append(loss.item())
-            progress.update(len(gray))
+            progress.update(len(batch[0]))
 
             now = time.monotonic()
             finished = crops >= config.crops
             out_of_time = max_minutes is not None and now - started > 60 * max_minutes
             if finished or out_of_time or now - saved > 60 * config.checkpoint_minutes:
-                validation_loss = validate(average.module, held_out, device)
+                parts = validate(average.module, held_out, device)
+                validation_loss = sum(parts)
                 training_loss = sum(losses) / len(losses)
                 progress.set_postfix(train=f'{training_loss:.3f}', val=f'{validation_loss:.3f}')
                 with (output / 'log.csv').open('a', newline='') as file:
                     csv.writer(file).writerow(
                         [crops, f'{(now - started) / 60:.1f}', f'{training_loss:.4f}',
-                         f'{validation_loss:.4f}', optimizer.param_groups[0]['lr']])
+                         *(f'{part:.4f}' for part in parts), optimizer.param_groups[0]['lr']])
                 write_checkpoint(checkpoint, {
                     'network': network.state_dict(), 'average': average.module.state_dict(),
                     'optimizer': optimizer.state_dict(), 'crops': crops,
@@ -136,17 +124,26 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     return validation_loss
 
 
+def batch_losses(network: CompactNetwork, batch: tuple[Tensor, Tensor, Tensor], device: str,
+                 seed: int) -> tuple[Tensor, Tensor]:
+    """Losses of the cells and of the images' motions, nats; rivals are a function of the seed."""
+    gray, field, motion = (tensor.to(device) for tensor in batch)
+    with torch.autocast(device, torch.bfloat16):
+        logits = network(gray.float() / 255.0)
+    focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
+    rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
+    return (distribution_loss(logits, torch.einsum('bhwij,bj->bhwi', field, motion)),
+            MOTION_WEIGHT * motion_loss(logits, field, motion, rivals))
+
+
 @torch.no_grad()
-def validate(network: CompactNetwork, batches: list[tuple[Tensor, Tensor]],
-             device: str) -> float:
-    """Mean loss over held-out batches, nats per cell."""
+def validate(network: CompactNetwork, batches: list[tuple[Tensor, Tensor, Tensor]],
+             device: str) -> tuple[float, float]:
+    """Mean losses over held-out batches, as of `batch_losses`."""
     network.eval()
-    losses = []
-    for gray, flow_px in batches:
-        with torch.autocast(device, torch.bfloat16):
-            logits = network(gray.to(device).float() / 255.0)
-        losses.append(distribution_loss(logits, flow_px.to(device)).item())
-    return sum(losses) / len(losses)
+    losses = [batch_losses(network, batch, device, seed) for seed, batch in enumerate(batches)]
+    cells, motions = (torch.stack(part).mean().item() for part in zip(*losses))
+    return cells, motions
 
 
 def read_checkpoint(path: Path) -> dict:
