@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import ConfigError, InputError
-from image_as_imu_ros.geometry.blur_solver import BlurSolution, solve_blur
+from image_as_imu_ros.geometry.blur_solver import BlurSolution
 from image_as_imu_ros.geometry.camera import WorkingCamera
-from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions
+from image_as_imu_ros.model.architectures import ARCHITECTURES
 from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
@@ -37,9 +37,9 @@ class BlurObservation:
     intrinsics: CameraIntrinsics
     """Of the working image."""
     matrix: np.ndarray
-    """(h / 8, w / 8, 2, 6), motion field at the cells."""
-    log_probability: np.ndarray | None
-    """(h / 8, w / 8, BINS) of the cells' displacements; None where the image is blank."""
+    """(..., 2, 6), motion field where the architecture uses the output."""
+    output: Any
+    """The network's, as its architecture gives it; None where the image is blank."""
     timing_ms: dict[str, float]
 
 
@@ -83,10 +83,9 @@ class VisualGyroscope:
             raise ConfigError('device: "cuda" was asked for but torch sees no GPU; use "auto"')
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.weights = load_weights(config.weights, self.device)
-        half = self.device == 'cuda' or _cpu_computes_bfloat16()
-        distributions = CellDistributions(self.weights.network, half)
-        self._distributions = distributions if self.device == 'cuda' else distributions.traced()
+        self.weights = load_weights(config.weights)
+        self._architecture = ARCHITECTURES[self.weights.architecture](self.weights.network,
+                                                                      self.device)
         self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray]] = {}
 
     def observe(self, frame: Frame) -> BlurObservation:
@@ -98,18 +97,16 @@ class VisualGyroscope:
         begin = time.perf_counter()
         camera, matrix = self._camera(frame.intrinsics)
         image = camera.working_image(frame.image)
+        seen = camera.colour_image(frame.image) if self._architecture.colour else image
         prepared = time.perf_counter()
         timing = {'preprocess': 1e3 * (prepared - begin)}
-        log_probability = None
+        output = None
         if image.std() > MIN_CONTRAST:
-            gray = torch.from_numpy(image)[None, None].to(self.device)
-            with torch.inference_mode():
-                log_probability = self._distributions(gray).cpu().numpy()
+            output = self._architecture.observe(seen)
             timing['network'] = 1e3 * (time.perf_counter() - prepared)
-        return BlurObservation(frame, image, camera.intrinsics, matrix, log_probability, timing)
+        return BlurObservation(frame, image, camera.intrinsics, matrix, output, timing)
 
-    @staticmethod
-    def solve(observation: BlurObservation,
+    def solve(self, observation: BlurObservation,
               seeds: tuple[np.ndarray, ...] = ()) -> BlurMeasurement:
         """
         Find the motion over a frame's exposure, in units of the exposure.
@@ -117,9 +114,9 @@ class VisualGyroscope:
         :param seeds: motions (6,), (w T, v T / Z), to start the search from besides its own
         """
         solution, timing = None, observation.timing_ms
-        if observation.log_probability is not None:
+        if observation.output is not None:
             begin = time.perf_counter()
-            solution = solve_blur(observation.log_probability, observation.matrix, seeds)
+            solution = self._architecture.solve(observation.output, observation.matrix, seeds)
             timing = {**timing, 'solve': 1e3 * (time.perf_counter() - begin)}
         return BlurMeasurement(observation.frame, observation.working_image,
                                observation.intrinsics, solution, timing)
@@ -143,14 +140,14 @@ class VisualGyroscope:
                 frame.stamp_ns, frame.exposure_time_s, np.zeros(3), np.zeros(3),
                 unknown_covariance(), False, 0.0, 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL,
                 measurement.timing_ms)
-        depth, exposure = self.config.scene_depth, frame.exposure_time_s
+        depth, exposure = solution.depth_m or self.config.scene_depth, frame.exposure_time_s
         # (w T, v T / Z) to twist order (v, w)
         to_twist = np.zeros((6, 6))
         to_twist[:3, 3:] = np.eye(3) * depth / exposure
         to_twist[3:, :3] = np.eye(3) / exposure
         twist = to_twist @ solution.motion
         covariance = to_twist @ solution.covariance @ to_twist.T
-        # the scene's distance is only assumed: velocity is uncertain by half of itself
+        # the distance is assumed, or guessed by a network: velocity is uncertain by half of itself
         covariance[:3, :3] += 0.25 * np.outer(twist[:3], twist[:3])
         return MotionEstimate(
             frame.stamp_ns, exposure, twist[3:], twist[:3], covariance, False, 0.0,
@@ -170,17 +167,11 @@ class VisualGyroscope:
             if min(size) < MIN_SIDE_PX:
                 raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
                                  f'elongated: reduced to {size[0]}x{size[1]} px')
-            matrix = motion_field_matrix(pixel_grid(*size, STRIDE_PX), camera.intrinsics)
+            matrix = self._architecture.matrix(camera.intrinsics)
             if len(self._cameras) >= MAX_CAMERAS:  # a camera that changes zoom, not many cameras
                 self._cameras.clear()
             self._cameras[intrinsics] = (camera, matrix)
         return self._cameras[intrinsics]
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether bfloat16 is faster than float32 here; elsewhere it is emulated, slowly."""
-    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
-    return bool(probe and probe())
 
 
 def unknown_covariance() -> np.ndarray:

@@ -39,6 +39,24 @@ def test_result_tells_settings_machine_and_times(quick_recordings, tmp_path, cap
     assert all(stage in table for stage in stages)
 
 
+def test_other_weights_are_timed_beside(quick_recordings, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(module, 'COMPARED_WARM_UP', 1)
+    result_file = tmp_path / 'times.json'
+    assert main(['benchmark', '--mode', 'single', '--frames', '2', '--size', '128x96',
+                 '--compare', 'reference', '--json', str(result_file),
+                 '--set', 'estimator.device=cpu', '--set', 'estimator.threads=1']) == 0
+    result = json.loads(result_file.read_text())
+    compared = result['compared']
+    assert (result['weights'], compared['weights']) == ('compact', 'reference, random')
+    assert (result['images'], compared['images']) == (2, 2)
+    assert set(compared['ms']) == set(result['ms'])
+    for stage, ratio in result['ratio'].items():
+        assert ratio == pytest.approx(
+            compared['ms'][stage]['p50'] / result['ms'][stage]['p50'], abs=0.06)
+    table = capsys.readouterr().out
+    assert 'weights reference, random, 2 images' in table and 'ratio of medians' in table
+
+
 def test_frames_have_the_size_that_was_asked_for(quick_recordings):
     frames = module.simulated_frames(3, (320, 240))
     assert len(frames) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from image_as_imu_ros.cli.options import add_config_arguments, read_config
 
@@ -16,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--size', type=_size, default=(320, 224), metavar='WxH',
                         help='input images, px (default: 320x224)')
     parser.add_argument('--frames', type=int, default=100, help='images timed (default: 100)')
+    parser.add_argument('--compare', metavar='reference|PATH',
+                        help="time other weights beside: the paper's network with random "
+                             'weights, or a .safetensors file; on fewer images')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result here too')
     add_config_arguments(parser)
 
@@ -23,14 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Time the pipeline and print a table."""
     from image_as_imu_ros.evaluation.benchmark import benchmark
-    result = benchmark(read_config(arguments), arguments.mode, arguments.size, arguments.frames)
-    print(f'{result["mode"]}, {result["image_size"]}, {result["images"]} images, '
-          f'{result["threads"]} threads; {result["machine"]}')
+    result = benchmark(read_config(arguments), arguments.mode, arguments.size, arguments.frames,
+                       arguments.compare)
+    print(f'{result["mode"]}, {result["image_size"]}, {result["threads"]} threads; '
+          f'{result["machine"]}')
+    _print_times(result)
+    if arguments.compare is not None:
+        _print_times(result['compared'])
+        print('ratio of medians: ' + ', '.join(
+            f'{stage} {ratio}' for stage, ratio in result['ratio'].items()))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _print_times(result: dict[str, Any]) -> None:
+    """Print the times of one set of weights."""
+    print(f'weights {result["weights"]}, {result["images"]} images')
     print(f'{"ms":>12} {"p50":>8} {"p95":>8} {"p99":>8}')
     for stage, times in result['ms'].items():
         print(f'{stage:>12}' + ''.join(f' {times[key]:8.2f}' for key in ('p50', 'p95', 'p99')))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2) + '\n')
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -18,11 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
     export.add_argument('--note', action='append', default=[], metavar='KEY=VALUE',
                         help='text to store in the file, such as licence=MIT')
+    import_ = actions.add_parser(
+        'import', help="turn the paper's published checkpoint into weights",
+        description='Turn the published checkpoint of the paper, downloaded by hand, into weights '
+                    'that every command and the node take as --weights OUT or '
+                    'estimator.weights. Its tensors must be exactly those of the network.')
+    import_.add_argument('checkpoint', type=Path, metavar='FILE',
+                         help='plain state dict: .pt, .pth or .safetensors')
+    import_.add_argument('output', type=Path, metavar='OUT', nargs='?',
+                         help='.safetensors file to write (default: beside FILE)')
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, verify or export."""
+    """List, verify, export or import."""
     from image_as_imu_ros.model import weights
+    if arguments.action == 'import':
+        output = arguments.output or arguments.checkpoint.with_suffix('.safetensors')
+        digest = weights.import_weights(arguments.checkpoint, output)
+        print(f'{output}: sha256 {digest}')
+        return
     if arguments.action == 'export':
         from image_as_imu_ros.training.train import read_checkpoint
         state = read_checkpoint(arguments.checkpoint)

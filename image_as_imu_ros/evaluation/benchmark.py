@@ -13,30 +13,61 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from image_as_imu_ros import __version__
 from image_as_imu_ros.config import VisualImuConfig
 from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
+from image_as_imu_ros.model.reference import ReferenceNetwork, random_state
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.synthesis.room import RecordingConfig, write_recording
 from image_as_imu_ros.types import Frame
 
 SIMULATED_SIZE = (320, 224)
+WARM_UP = 10
+MAX_COMPARED = 10
+"""Images that the other network is timed on, at most: it may take seconds for each."""
+COMPARED_WARM_UP = 2
 
 
 def benchmark(config: VisualImuConfig, mode: str, size: tuple[int, int], frames: int,
-              warm_up: int = 10) -> dict[str, Any]:
+              other: str | None = None) -> dict[str, Any]:
     """
     Time single images or a stream, one image at a time, on simulated hand-held frames.
 
     :param mode: 'single' or 'stream'
     :param size: width and height of the input images, px
-    :param frames: images timed, after `warm_up` others
-    :returns: machine, settings, and p50, p95, p99 of each stage and the whole in ms
+    :param frames: images timed, after some others
+    :param other: further weights to time on the first of the same images; 'reference' is the
+        paper's network with random weights, which take the same time as its trained ones
+    :returns: machine, settings, and p50, p95, p99 of each stage and the whole in ms; with
+        `other`, also `compared`, the same of the other weights, and `ratio`, its median times
+        over ours
     """
-    images = simulated_frames(frames + warm_up, size)
+    images = simulated_frames(frames + WARM_UP, size)
+    result = _timed(config, mode, size, images, WARM_UP)
+    if other is None:
+        return result
+    images = images[:min(frames, MAX_COMPARED) + COMPARED_WARM_UP]
+    with TemporaryDirectory() as folder:
+        path = other
+        if other == ReferenceNetwork.architecture:
+            path = f'{folder}/random.safetensors'
+            save_file(random_state(), path, {'architecture': ReferenceNetwork.architecture})
+        other_config = replace(config, estimator=replace(config.estimator, weights=path))
+        compared = _timed(other_config, mode, size, images, COMPARED_WARM_UP)
+    if path != other:
+        compared['weights'] = f'{other}, random'
+    ratio = {stage: round(compared['ms'][stage]['p50'] / result['ms'][stage]['p50'], 1)
+             for stage in ('network', 'whole')}
+    return {**result, 'compared': compared, 'ratio': ratio}
+
+
+def _timed(config: VisualImuConfig, mode: str, size: tuple[int, int], images: list[Frame],
+           warm_up: int) -> dict[str, Any]:
+    """Time one set of weights on all images but the first `warm_up`."""
     gyroscope = VisualGyroscope(config.estimator)
     stream = StreamEstimator(gyroscope, config.stream)
     process = stream.process if mode == 'stream' else gyroscope.estimate
@@ -49,7 +80,7 @@ def benchmark(config: VisualImuConfig, mode: str, size: tuple[int, int], frames:
             for stage, duration_ms in {**estimate.timing_ms, 'whole': whole}.items():
                 stages.setdefault(stage, []).append(duration_ms)
     return {
-        'mode': mode, 'image_size': f'{size[0]}x{size[1]}', 'images': frames,
+        'mode': mode, 'image_size': f'{size[0]}x{size[1]}', 'images': len(images) - warm_up,
         'weights': config.estimator.weights, 'device': gyroscope.device,
         'machine': machine(gyroscope.device), 'threads': torch.get_num_threads(),
         'versions': {'image_as_imu_ros': __version__, 'torch': torch.__version__,

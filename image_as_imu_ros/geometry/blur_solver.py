@@ -50,6 +50,8 @@ class BlurSolution:
     inlier_share: float
     extent_px: float
     """Median displacement over the exposure, px of the working image."""
+    depth_m: float | None = None
+    """The Z of v T / Z, where the image tells it."""
 
 
 class BlurObjective:

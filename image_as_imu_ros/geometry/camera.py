@@ -55,18 +55,33 @@ class WorkingCamera:
         :returns: (h, w) float32 gray, 0 to 1, as the camera encodes it
         """
         gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
-        if (gray.shape[1], gray.shape[0]) != self._reduced_size:
-            gray = cv2.resize(gray, self._reduced_size, interpolation=cv2.INTER_AREA)
+        return self._reduced(gray)
+
+    def colour_image(self, image: np.ndarray) -> np.ndarray:
+        """
+        Make the working image in colour; gray gives three equal channels.
+
+        :param image: as for `working_image`
+        :returns: (h, w, 3) float32 RGB, 0 to 1, as the camera encodes it
+        """
+        rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        return self._reduced(rgb)
+
+    def _reduced(self, image: np.ndarray) -> np.ndarray:
+        """Reduce, undistort and crop an image of any number of channels."""
+        if (image.shape[1], image.shape[0]) != self._reduced_size:
+            image = cv2.resize(image, self._reduced_size, interpolation=cv2.INTER_AREA)
         if self._map is not None:
-            gray = cv2.remap(gray, *self._map, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            image = cv2.remap(image, *self._map, cv2.INTER_LINEAR,
+                              borderMode=cv2.BORDER_REPLICATE)
         else:
-            gray = gray[self._top:self._top + self.intrinsics.height_px,
-                        self._left:self._left + self.intrinsics.width_px]
-        return gray.astype(np.float32) / _white_level(gray)
+            image = image[self._top:self._top + self.intrinsics.height_px,
+                          self._left:self._left + self.intrinsics.width_px]
+        return image.astype(np.float32) / _white_level(image)
 
 
-def _white_level(gray: np.ndarray) -> float:
+def _white_level(image: np.ndarray) -> float:
     """Full scale: 255, or the power of two that holds a 9 to 16 bit image."""
-    if gray.dtype == np.uint8:
+    if image.dtype == np.uint8:
         return 255.0
-    return float(2 ** max(8, int(gray.max()).bit_length()) - 1)
+    return float(2 ** max(8, int(image.max()).bit_length()) - 1)

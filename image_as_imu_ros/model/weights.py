@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from image_as_imu_ros.errors import WeightsError
+from image_as_imu_ros.model.architectures import ARCHITECTURES
 from image_as_imu_ros.model.network import CompactNetwork
+from image_as_imu_ros.model.reference import ReferenceNetwork
 
 SHIPPED = Path(__file__).parent / 'shipped'
+NAMES_IN_ERRORS = 3
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network ready for inference and what is known of it."""
+    """A network in evaluation mode and what is known of it."""
 
     name: str
-    network: CompactNetwork
+    network: nn.Module
     metadata: dict[str, str]
+
+    @property
+    def architecture(self) -> str:
+        """Key of `ARCHITECTURES`."""
+        return self.metadata['architecture']
 
 
 def shipped_names() -> list[str]:
@@ -57,60 +67,123 @@ def verify(name: str) -> str:
     return actual
 
 
-def load_weights(name_or_path: str, device: str) -> Weights:
+def load_weights(name_or_path: str) -> Weights:
     """
     Load a network for inference.
 
     :param name_or_path: a shipped name, or a path that ends in .safetensors
-    :param device: torch device
-    :raises WeightsError: if the file is missing, damaged or for another architecture
+    :raises WeightsError: if the file is missing, damaged or for an unknown architecture
     """
     if name_or_path.endswith('.safetensors'):
         path, name = Path(name_or_path), Path(name_or_path).stem
     else:
         verify(name_or_path)
         path, name = SHIPPED / f'{name_or_path}.safetensors', name_or_path
-    tensors, metadata = read_tensors(path)
-    network = CompactNetwork()
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f'{path} does not fit {CompactNetwork.architecture}: '
-                           f'{" ".join(str(error).split())}') from error
-    network = network.fused().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Weights(name, network, metadata)
+    tensors, metadata = read_tensors(path, ARCHITECTURES)
+    network = ARCHITECTURES[metadata['architecture']].network()
+    load_strictly(network, tensors, path)
+    return Weights(name, network.eval().requires_grad_(False), metadata)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def load_strictly(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """
+    Give a network its tensors.
+
+    :param path: where they come from
+    :raises WeightsError: naming the tensors that are missing, unknown or of another shape
+    """
+    expected = network.state_dict()
+    faults = {
+        'missing': [name for name in expected if name not in tensors],
+        'unexpected': [name for name in tensors if name not in expected],
+        'of another shape': [
+            f'{name} {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}'
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape]}
+    texts = [f'{len(names)} {fault} ({", ".join(names[:NAMES_IN_ERRORS])}'
+             f'{", ..." if len(names) > NAMES_IN_ERRORS else ""})'
+             for fault, names in faults.items() if names]
+    if texts:
+        raise WeightsError(f'{path} does not fit {network.architecture}: tensors '
+                           f'{"; ".join(texts)}')
+    network.load_state_dict(tensors)
+
+
+def read_tensors(path: Path, architectures: Collection[str] = (CompactNetwork.architecture,),
+                 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     Read a network's state, in single precision, and the text stored with it.
 
+    :param architectures: those that will do
     :raises WeightsError: if the file is missing, damaged or for another architecture
     """
-    try:
-        with safe_open(path, 'pt') as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f'cannot read weights {path}: {error}') from error
+    tensors, metadata = _read_safetensors(path)
     architecture = metadata.get('architecture')
-    if architecture != CompactNetwork.architecture:
-        raise WeightsError(f'{path} is for architecture "{architecture}", this version runs '
-                           f'"{CompactNetwork.architecture}"')
+    if architecture not in architectures:
+        known = ' and '.join(f'"{name}"' for name in architectures)
+        raise WeightsError(f'{path} is for architecture "{architecture}", expected is {known}')
     return {key: tensor.float() if tensor.is_floating_point() else tensor
             for key, tensor in tensors.items()}, metadata
 
 
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, 'pt') as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f'cannot read weights {path}: {error}') from error
+
+
+def import_weights(source: Path, output: Path) -> str:
+    """
+    Turn the published checkpoint of the paper into weights of the reference network.
+
+    They stay in single precision: half would move its flow by more than 0.001 px.
+
+    :param source: plain state dict, .pt, .pth or .safetensors
+    :param output: .safetensors file to write
+    :returns: sha256 of the file
+    :raises WeightsError: if the checkpoint cannot be read or is not that of the network
+    """
+    if output.suffix != '.safetensors' or output.resolve() == source.resolve():
+        raise WeightsError(f'cannot write to {output}: give another file, .safetensors')
+    if source.suffix == '.safetensors':
+        state = _read_safetensors(source)[0]
+    else:
+        try:
+            state = torch.load(source, map_location='cpu', weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged files
+            reason = ' '.join(str(error).split())[:160]
+            raise WeightsError(f'cannot read checkpoint {source}: {reason}') from error
+    if not isinstance(state, dict) \
+            or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(f'{source} is not a plain state dict, tensors by name')
+    network = ReferenceNetwork()
+    load_strictly(network, state, source)
+    spoilt = [name for name, tensor in network.state_dict().items()
+              if not torch.isfinite(tensor).all()]
+    if spoilt:
+        raise WeightsError(f'{source} holds values that are not finite: {spoilt[0]}')
+    return _write(network.state_dict(), output, {
+        'source': source.name, 'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
+        'architecture': ReferenceNetwork.architecture})
+
+
 def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:
     """
-    Write a network's state in half precision.
+    Write a compact network's state in half precision.
 
     :param metadata: text stored in the file, the architecture is added
     :returns: sha256 of the file
     """
     tensors = {key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
                for key, tensor in state.items()}
-    data = save(tensors, {**metadata, 'architecture': CompactNetwork.architecture})
+    return _write(tensors, path, {**metadata, 'architecture': CompactNetwork.architecture})
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:
+    """Write a weights file so that the path never holds half of one; returns its sha256."""
+    data = save(tensors, metadata)
     partial = path.with_suffix('.partial')
     partial.write_bytes(data)
     os.replace(partial, path)

@@ -1,0 +1,120 @@
+"""
+How each architecture turns an image into a motion.
+
+The metadata of a weights file names its architecture; what differs between them is all here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from image_as_imu_ros.geometry.blur_solver import BlurSolution, solve_blur
+from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
+from image_as_imu_ros.model.reference import ReferenceNetwork
+from image_as_imu_ros.types import CameraIntrinsics
+
+
+class Architecture(Protocol):
+    """
+    A network with its solver. One thread may observe while another solves.
+
+    :param network: with its weights, in evaluation mode
+    :param device: torch device
+    """
+
+    network: ClassVar[type[nn.Module]]
+    colour: ClassVar[bool]
+    """Whether it sees the working image in RGB rather than in gray."""
+
+    def __init__(self, network: nn.Module, device: str) -> None: ...
+
+    @staticmethod
+    def matrix(intrinsics: CameraIntrinsics) -> np.ndarray:
+        """Motion field of a working image where the network's output is used, (..., 2, 6)."""
+
+    def observe(self, image: np.ndarray) -> Any:
+        """Run the network on a working image, float32, 0 to 1, (h, w) gray or (h, w, 3) RGB."""
+
+    @staticmethod
+    def solve(output: Any, matrix: np.ndarray, seeds: tuple[np.ndarray, ...]) -> BlurSolution:
+        """Find the motion that the output tells; `seeds` (6,) are further starting points."""
+
+
+class Compact:
+    """Distributions of displacements per cell of a gray image, and maximum a posteriori."""
+
+    network = CompactNetwork
+    colour = False
+
+    def __init__(self, network: CompactNetwork, device: str) -> None:
+        self._device = device
+        network = network.fused().to(device, memory_format=torch.channels_last)
+        half = device == 'cuda' or _cpu_computes_bfloat16()
+        distributions = CellDistributions(network, half)
+        self._distributions = distributions if device == 'cuda' else distributions.traced()
+
+    @staticmethod
+    def matrix(intrinsics: CameraIntrinsics) -> np.ndarray:
+        """Motion field at the cells, (h / 8, w / 8, 2, 6)."""
+        cells = pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX)
+        return motion_field_matrix(cells, intrinsics)
+
+    def observe(self, image: np.ndarray) -> np.ndarray:
+        """Log-probability of the cells' displacements, (h / 8, w / 8, BINS)."""
+        gray = torch.from_numpy(image)[None, None].to(self._device)
+        with torch.inference_mode():
+            return self._distributions(gray).cpu().numpy()
+
+    @staticmethod
+    def solve(output: np.ndarray, matrix: np.ndarray,
+              seeds: tuple[np.ndarray, ...]) -> BlurSolution:
+        """Find the motion that the distributions agree on."""
+        return solve_blur(output, matrix, seeds)
+
+
+class Reference:
+    """The paper's flow and depth of an RGB image, and linear least squares."""
+
+    network = ReferenceNetwork
+    colour = True
+
+    def __init__(self, network: ReferenceNetwork, device: str) -> None:
+        self._device = device
+        self._network = network.to(device)
+
+    @staticmethod
+    def matrix(intrinsics: CameraIntrinsics) -> np.ndarray:
+        """Motion field at the pixels that the solver uses, (N, 2, 6)."""
+        return motion_field_matrix(sample_pixels(intrinsics.width_px, intrinsics.height_px),
+                                   intrinsics)
+
+    def observe(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flow (N, 2) in px and depth (N,) in m at those pixels."""
+        rgb = torch.from_numpy(image).movedim(-1, 0)[None].contiguous().to(self._device)
+        with torch.inference_mode():
+            flow, depth = self._network(rgb)
+        height, width = image.shape[:2]
+        x, y = sample_pixels(width, height).T
+        return flow[0].cpu().numpy()[:, y, x].T, depth[0].cpu().numpy()[y, x]
+
+    @staticmethod
+    def solve(output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
+              seeds: tuple[np.ndarray, ...]) -> BlurSolution:
+        """Fit the motion field to the flow; linear, so that no seeds are needed."""
+        return solve_flow(*output, matrix)
+
+
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    kind.network.architecture: kind for kind in (Compact, Reference)}
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here; elsewhere it is emulated, slowly."""
+    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
+    return bool(probe and probe())
