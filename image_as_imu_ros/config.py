@@ -39,9 +39,10 @@ def check(config: Any) -> None:
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         kind = type(entry.default)
-        if kind is float and type(value) is int:
-            value = float(value)
-            object.__setattr__(config, entry.name, value)
+        if kind is float and type(value) in (int, str):  # YAML reads 1e-3 as text
+            with contextlib.suppress(ValueError):
+                value = float(value)
+                object.__setattr__(config, entry.name, value)
         if type(value) is not kind:
             raise ConfigError(
                 f'{entry.name}: {value!r} is a {type(value).__name__}, expected {kind.__name__}')
@@ -225,9 +226,6 @@ def ros_parameter_from_text(name: str, text: str) -> Any:
     if not isinstance(entry.default, str):
         with contextlib.suppress(yaml.YAMLError):
             value = yaml.safe_load(text)
-    if isinstance(entry.default, float):
-        with contextlib.suppress(ValueError):
-            value = float(text)
     config = from_dict(VisualImuConfig, {section: {entry.name: value}})
     return getattr(getattr(config, section), entry.name)
 

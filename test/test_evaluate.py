@@ -194,7 +194,7 @@ def test_report_holds_every_promised_figure(evaluation: Evaluation, tmp_path: Pa
         assert set(values) == {
             'rotation_rmse_rad_s', 'rotation_rmse_oracle_sign_rad_s', 'rotation_slope',
             'rotation_rmse_bias_removed_rad_s', 'translation_rmse_m_s',
-            'translation_rmse_oracle_sign_m_s'}
+            'translation_rmse_oracle_sign_m_s', 'oracle_sign_by_speed'}
         assert all(len(numbers) == 3 for numbers in values.values())
     for name in ('angular_velocity.png', 'gain.png'):
         assert (folder / name).read_bytes().startswith(b'\x89PNG')

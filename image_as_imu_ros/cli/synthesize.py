@@ -1,15 +1,23 @@
-"""`image-as-imu synthesize`: a simulated recording with its exact motion."""
+"""`image-as-imu synthesize`: simulated recordings and images with their exact motion."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from image_as_imu_ros.errors import ConfigError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument('output', type=Path, metavar='DIR',
                         help='sequence folder to write; must not exist')
+    parser.add_argument('--preset', choices=('recording', 'validation'), default='recording',
+                        help='a shaken camera in a room (default), or the fixed validation set')
+    parser.add_argument('--assets', type=Path, metavar='ASSETS',
+                        help='folder of photographs and panoramas, for the validation set')
+    parser.add_argument('--images', type=int, metavar='N',
+                        help='only the first N images of the validation set')
     parser.add_argument('--config', type=Path, metavar='FILE',
                         help='YAML file of recording settings')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
@@ -17,7 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Film a simulated room with a shaken camera."""
+    """Film a simulated room with a shaken camera, or write the validation set."""
+    if arguments.preset == 'validation':
+        from image_as_imu_ros.synthesis.validation import IMAGES, write_validation
+        if arguments.assets is None:
+            raise ConfigError('the validation set shows photographs: give their folder, --assets')
+        images = IMAGES if arguments.images is None else arguments.images
+        write_validation(arguments.output, arguments.assets, images)
+        print(f'{arguments.output}: {images} images; score them with: '
+              f'image-as-imu evaluate {arguments.output} --mode single')
+        return
     from image_as_imu_ros.config import load
     from image_as_imu_ros.synthesis.room import RecordingConfig, write_recording
     config = load(RecordingConfig, arguments.config, tuple(arguments.set))

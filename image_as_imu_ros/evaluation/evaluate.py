@@ -286,7 +286,7 @@ def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
         return dict.fromkeys((
             'rotation_rmse_rad_s', 'rotation_rmse_oracle_sign_rad_s', 'rotation_slope',
             'rotation_rmse_bias_removed_rad_s', 'translation_rmse_m_s',
-            'translation_rmse_oracle_sign_m_s'))
+            'translation_rmse_oracle_sign_m_s', 'oracle_sign_by_speed'))
     return {
         'rotation_rmse_rad_s': _numbers(metrics.rmse(angular, reference)) if signed else None,
         'rotation_rmse_oracle_sign_rad_s': _numbers(metrics.rmse(signs * angular, reference)),
@@ -296,6 +296,8 @@ def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
             angular if signed else signs * angular, reference)),
         'translation_rmse_m_s': translation_rmse(linear) if signed else None,
         'translation_rmse_oracle_sign_m_s': translation_rmse(signs * linear),
+        'oracle_sign_by_speed': metrics.by_speed(signs * angular, reference, signs * linear,
+                                                 linear_reference),
     }
 
 

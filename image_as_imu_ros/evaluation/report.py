@@ -74,6 +74,14 @@ def table_of(summary: dict[str, Any]) -> str:
                  (f'{protocol}: slope', values['rotation_slope'])]
     lines += [f'{name:<32}' + ''.join(f'{_text(value):>8}' for value in values)
               for name, values in rows if values is not None]
+    strata = summary['protocols']['interpolated']['oracle_sign_by_speed'] or []
+    lines.append(f'{"oracle sign, by speed in rad/s":<32}{"RMSE":>8}{"relative":>10}{"slope":>8}'
+                 f'{"v off by, deg":>15}{"frames":>8}')
+    lines += [f'  {entry["from_rad_s"]:.0f} to {entry["to_rad_s"]:.0f}'.ljust(32)
+              + f'{_text(entry["rotation_rmse_rad_s"]):>8}{_text(entry["relative"]):>10}'
+              + f'{_text(entry["rotation_slope"]):>8}'
+              + f'{_text(entry["translation_direction_deg"]):>15}{entry["frames"]:>8}'
+              for entry in strata]
     figures = {key: summary[key] for key in (
         'frames', 'evaluated', 'sign_accuracy', 'coverage_95', 'nees_mean', 'time_offset_s')}
     lines.append('  '.join(f'{key} {_text(value)}' for key, value in figures.items()))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +10,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from image_as_imu_ros import __version__
 from image_as_imu_ros.config import check, setting
-from image_as_imu_ros.errors import ConfigError, DataFormatError
+from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.synthesis.sequence_folder import SequenceFolder
 from image_as_imu_ros.synthesis.textures import GAMMA, procedural_texture
 from image_as_imu_ros.synthesis.trajectory import Trajectory
 from image_as_imu_ros.types import CameraIntrinsics
@@ -176,51 +173,29 @@ def write_recording(config: RecordingConfig, folder: Path) -> Trajectory:
     :returns: the true motion; time 0 is that of both files
     :raises DataFormatError: if the folder exists
     """
-    if folder.exists():
-        raise DataFormatError(f'{folder} already exists; remove it or choose another folder')
     rng = np.random.default_rng(config.seed)
-    room = Room(config.seed)
-    trajectory = Trajectory.hand_shake(config.seed, config.duration)
-    partial = folder.with_name(f'{folder.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / 'frames').mkdir(parents=True)
-
-    period_s = 1 / config.frame_rate
-    mids_s = np.arange(period_s / 2, config.duration - period_s / 2 + 1e-9, period_s)
-    intrinsics = config.intrinsics
-    with (partial / 'frames.csv').open('w', newline='') as file:
-        table = csv.writer(file)
-        table.writerow(['file', 't_mid', 'exposure_s', 'width', 'height', 'fx', 'fy', 'cx', 'cy',
-                        'wx', 'wy', 'wz', 'vx', 'vy', 'vz'])
-        for index, mid_s in enumerate(tqdm(mids_s, 'rendering', unit='frame')):
-            name = f'frames/{index:06d}.png'
+    bias = config.gyro_bias * rng.standard_normal(3)
+    with SequenceFolder(folder, 'simulated room and hand shake', {
+            'settings': dataclasses.asdict(config), 'gyro_bias_rad_s': bias.tolist(),
+            }) as sequence:
+        room = Room(config.seed)
+        trajectory = Trajectory.hand_shake(config.seed, config.duration)
+        period_s = 1 / config.frame_rate
+        mids_s = np.arange(period_s / 2, config.duration - period_s / 2 + 1e-9, period_s)
+        intrinsics = config.intrinsics
+        for mid_s in tqdm(mids_s, 'rendering', unit='frame'):
             light = expose(room, trajectory, intrinsics, mid_s, config.exposure_time,
                            config.readout_time)
             image = develop(light, rng, config.full_well, config.read_noise)
-            if not cv2.imwrite(str(partial / name), image[..., ::-1]):
-                raise DataFormatError(f'cannot write {partial / name}; is the disk full?')
             within_s = mid_s + config.exposure_time * np.linspace(-0.5, 0.5, 21)
-            motion = np.concatenate([trajectory.angular_velocity_rad_s(within_s).mean(axis=0),
-                                     trajectory.linear_velocity_m_s(within_s).mean(axis=0)])
-            table.writerow([name, f'{mid_s:.9f}', config.exposure_time, intrinsics.width_px,
-                            intrinsics.height_px, intrinsics.fx_px, intrinsics.fy_px,
-                            intrinsics.cx_px, intrinsics.cy_px,
-                            *(f'{value:.6f}' for value in motion)])
-
-    gyro_s = np.arange(0, config.duration, 1 / config.gyro_rate)
-    bias = config.gyro_bias * rng.standard_normal(3)
-    rates = trajectory.angular_velocity_rad_s(gyro_s) + bias
-    rates += config.gyro_noise * rng.standard_normal(rates.shape)
-    np.savetxt(partial / 'gyro.csv', np.column_stack([gyro_s, rates]), '%.6f', ',',
-               header='t,wx,wy,wz', comments='')
-    (partial / 'meta.json').write_text(json.dumps({
-        'source': f'image_as_imu_ros {__version__}: simulated room and hand shake',
-        'convention': 'camera axes x right, y down, z forward; w is the angular velocity of the '
-                      'camera in its own axes, a static point moves dX/dt = -w x X - v',
-        'settings': dataclasses.asdict(config),
-        'gyro_bias_rad_s': bias.tolist(),
-    }, indent=2) + '\n')
-    partial.rename(folder)
+            sequence.add(image, mid_s, config.exposure_time, intrinsics,
+                         trajectory.angular_velocity_rad_s(within_s).mean(axis=0),
+                         trajectory.linear_velocity_m_s(within_s).mean(axis=0))
+        gyro_s = np.arange(0, config.duration, 1 / config.gyro_rate)
+        rates = trajectory.angular_velocity_rad_s(gyro_s) + bias
+        rates += config.gyro_noise * rng.standard_normal(rates.shape)
+        np.savetxt(sequence.partial / 'gyro.csv', np.column_stack([gyro_s, rates]), '%.6f', ',',
+                   header='t,wx,wy,wz', comments='')
     return trajectory
 
 

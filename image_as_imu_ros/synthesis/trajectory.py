@@ -69,18 +69,19 @@ class Trajectory:
     :param tremor_m: position of the pivot in the world
     :param rest_period_s: the rotation swells and dies away once per period, beginning at rest;
         0 keeps it at full strength
+    :param start: orientation `R_world_camera` at time 0
     """
 
     def __init__(self, angular_velocity_rad_s: Oscillation, duration_s: float,
                  lever_arm_m: tuple[float, float, float] = (0.0, 0.0, 0.0),
                  tremor_m: Oscillation = Oscillation.constant((0.0, 0.0, 0.0)),
-                 rest_period_s: float = 0.0) -> None:
+                 rest_period_s: float = 0.0, start: Rotation = Rotation.identity()) -> None:
         self.duration_s = duration_s
         self._shake = angular_velocity_rad_s
         self._lever_arm_m = np.asarray(lever_arm_m, float)
         self._tremor_m = tremor_m
         self._rest_period_s = rest_period_s
-        self._knots = self._integrate()
+        self._knots = self._integrate(start)
 
     @classmethod
     def hand_shake(cls, seed: int, duration_s: float,
@@ -128,12 +129,12 @@ class Trajectory:
         """Position at times (N,) in the world, (N, 3)."""
         return self.rotation(time_s).apply(self._lever_arm_m) + self._tremor_m.value(time_s)
 
-    def _integrate(self) -> Rotation:
+    def _integrate(self, start: Rotation) -> Rotation:
         knots = int(np.floor(self.duration_s * KNOT_RATE_HZ)) + 1
         start_s = np.arange(knots - 1) / KNOT_RATE_HZ
         turns = self._step(start_s, np.full(knots - 1, 1 / KNOT_RATE_HZ)).as_matrix()
         orientation = np.empty((knots, 3, 3))
-        orientation[0] = np.eye(3)
+        orientation[0] = start.as_matrix()
         for knot, turn in enumerate(turns):
             orientation[knot + 1] = orientation[knot] @ turn
         return Rotation.from_matrix(orientation)
