@@ -138,7 +138,7 @@ def import_weights(source: Path, output: Path) -> str:
     """
     Turn the published checkpoint of the paper into weights of the reference network.
 
-    They stay in single precision: half would move its flow by more than 0.001 px.
+    They stay in single precision: half would move its flow by 0.001 px.
 
     :param source: plain state dict, .pt, .pth or .safetensors
     :param output: .safetensors file to write
