@@ -107,16 +107,16 @@ class VisualGyroscope:
         return BlurObservation(frame, image, camera.intrinsics, matrix, output, timing)
 
     def solve(self, observation: BlurObservation,
-              seeds: tuple[np.ndarray, ...] = ()) -> BlurMeasurement:
+              start: np.ndarray | None = None) -> BlurMeasurement:
         """
         Find the motion over a frame's exposure, in units of the exposure.
 
-        :param seeds: motions (6,), (w T, v T / Z), to start the search from besides its own
+        :param start: motion (6,), (w T, v T / Z), to search from besides its own starts
         """
         solution, timing = None, observation.timing_ms
         if observation.output is not None:
             begin = time.perf_counter()
-            solution = self._architecture.solve(observation.output, observation.matrix, seeds)
+            solution = self._architecture.solve(observation.output, observation.matrix, start)
             timing = {**timing, 'solve': 1e3 * (time.perf_counter() - begin)}
         return BlurMeasurement(observation.frame, observation.working_image,
                                observation.intrinsics, solution, timing)

@@ -22,13 +22,14 @@ from image_as_imu_ros.estimator import (
     unknown_covariance,
 )
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
+from image_as_imu_ros.geometry.blur_solver import Expectation
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
-BLUR_LENGTH_STD = 0.2
+BLUR_LENGTH_STD = 0.1
 """Error of one image's blur length, relative to it, which all its cells share."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
@@ -208,10 +209,10 @@ class StreamEstimator:
         if previous is not None:
             self._filter.predict(elapsed_s)
         exposure_s = frame.exposure_time_s
-        seeds = ()
+        start = None
         if previous is not None and exposure_s is not None:
-            seeds = (np.concatenate([self._filter.rate * exposure_s, np.zeros(3)]),)
-        measurement = self.gyroscope.solve(observation, seeds)
+            start = np.pad(self._filter.rate * exposure_s, (0, 3))
+        measurement = self.gyroscope.solve(observation, start)
         begin = time.perf_counter()
         alignment = None
         if previous is not None:
@@ -220,6 +221,10 @@ class StreamEstimator:
                 turn = alignment.motion[:3]
                 unmodelled = np.eye(3) * UNMODELLED_DEPTH ** 2 * (turn @ turn)
                 self._filter.update(0, turn, alignment.covariance[:3, :3] + unmodelled)
+            if measurement.solution is not None and exposure_s is not None:
+                expected = Expectation(self._filter.rate * exposure_s * self._gain.value,
+                                       self._filter.rate_covariance * exposure_s ** 2)
+                measurement = replace(measurement, solution=measurement.solution.given(expected))
         timing = {**measurement.timing_ms, 'align': 1e3 * (time.perf_counter() - begin)}
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:

@@ -46,7 +46,7 @@ def test_motion_is_recovered_up_to_its_sign(motion):
     assert np.median(error_px) < 0.03 * np.median(length_px)
     np.testing.assert_allclose(found[:3], motion[:3], atol=0.05 * np.linalg.norm(motion[:3]))
     assert solution.extent_px == pytest.approx(np.median(length_px), rel=0.05)
-    assert solution.information > 0.6 and solution.inlier_share > 0.9
+    assert solution.information > 0.5 and solution.inlier_share > 0.9
 
 
 def test_motion_is_recovered_from_noisy_cells_half_of_them_blank():
@@ -54,7 +54,8 @@ def test_motion_is_recovered_from_noisy_cells_half_of_them_blank():
     solution = solve_blur(log_probability(motion, noise_px=2.0, blank_share=0.5), MATRIX)
     found = closest_sign(solution.motion, motion)
     np.testing.assert_allclose(found[:3], motion[:3], atol=0.05 * np.linalg.norm(motion[:3]))
-    assert solution.information < 0.6
+    clean = solve_blur(log_probability(motion), MATRIX)
+    assert solution.information < clean.information
 
 
 @pytest.mark.parametrize('motion', MOTIONS)
@@ -84,7 +85,7 @@ def test_fewer_cells_leave_a_larger_covariance():
 def test_a_seed_near_the_truth_does_no_harm():
     motion = np.array(MOTIONS[0])
     logs = log_probability(motion)
-    plain, seeded = (solve_blur(logs, MATRIX, seeds) for seeds in ((), (1.1 * motion,)))
+    plain, seeded = (solve_blur(logs, MATRIX, start) for start in (None, 1.1 * motion))
     assert seeded.log_likelihood >= plain.log_likelihood - 1e-3
 
 

@@ -27,15 +27,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                          help='plain state dict: .pt, .pth or .safetensors')
     import_.add_argument('output', type=Path, metavar='OUT', nargs='?',
                          help='.safetensors file to write (default: beside FILE)')
+    fit = actions.add_parser(
+        'fit', help="fit the matched filter of the blur's length to whole synthetic images")
+    fit.add_argument('weights', type=Path, metavar='IN', help='.safetensors file')
+    fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
+    fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
+                     help='folder of photographs and panoramas')
+    fit.add_argument('--images', type=int, default=1300, metavar='N',
+                     help='images to fit on (default: 1300)')
+    fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, verify, export or import."""
+    """List, verify, export, import or fit."""
     from image_as_imu_ros.model import weights
     if arguments.action == 'import':
         output = arguments.output or arguments.checkpoint.with_suffix('.safetensors')
         digest = weights.import_weights(arguments.checkpoint, output)
         print(f'{output}: sha256 {digest}')
+        return
+    if arguments.action == 'fit':
+        from image_as_imu_ros.model.network import CompactNetwork
+        from image_as_imu_ros.training.fit_filter import fit_filter
+        tensors, metadata = weights.read_tensors(arguments.weights)
+        network = CompactNetwork()
+        weights.load_strictly(network, tensors, arguments.weights)
+        loss = fit_filter(network, arguments.assets, arguments.images, arguments.seed)
+        digest = weights.export_weights(network.state_dict(), arguments.output, {
+            **metadata, 'filter_images': str(arguments.images),
+            'filter_seed': str(arguments.seed), 'filter_loss': f'{loss:.4f}'})
+        print(f'{arguments.output}: sha256 {digest}; held-out loss {loss:.4f} nats')
         return
     if arguments.action == 'export':
         from image_as_imu_ros.training.train import read_checkpoint

@@ -49,7 +49,6 @@ class Alignment:
     similarity: float
     """Correlation of the aligned images where they overlap, at most 1."""
     inlier_share: float
-    overlap: float
 
 
 class Level:
@@ -103,8 +102,7 @@ class Level:
         rotation, translation = cv2.Rodrigues(start[:3])[0], start[3:].copy()
         for _ in range(iterations):
             values, inside = self.sample(rotation, translation)
-            overlap = float(inside.mean())
-            if overlap < MIN_OVERLAP:
+            if inside.mean() < MIN_OVERLAP:
                 return None
             a, b = values[inside], self.values[inside]
             a, b = a - a.mean(), b - b.mean()
@@ -127,7 +125,7 @@ class Level:
         similarity = 1.0 - float(residual @ residual) / (2 * b_power)
         return Alignment(np.concatenate([cv2.Rodrigues(rotation)[0][:, 0], translation]),
                          np.linalg.inv(information), similarity,
-                         float((size < 2.5 * noise).mean()), overlap)
+                         float((size < 2.5 * noise).mean()))
 
 
 def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray) -> np.ndarray:
@@ -162,7 +160,6 @@ class PairAligner:
     """
 
     def __init__(self, intrinsics: CameraIntrinsics) -> None:
-        self.intrinsics = intrinsics
         self._reductions = {}
         for scale in sorted({scale for scale, _, _ in ROUNDS}):
             size = (intrinsics.width_px // scale, intrinsics.height_px // scale)

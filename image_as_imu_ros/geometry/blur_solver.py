@@ -9,7 +9,7 @@ one component of its blur and says little of the other keeps both facts this way
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,16 +22,33 @@ from image_as_imu_ros.geometry.displacement_bins import (
     bin_displacements,
 )
 
-CELLS_PER_WITNESS = 24.0
+CELLS_PER_WITNESS = 147.0
 """Neighbouring cells err together: so many count as one independent witness."""
-SHARED_ERROR_PX = 1.0
+CELLS_PER_ERROR = 50.0
+"""The same for the spread of the cells' distributions, which is wider than their errors."""
+SHARED_ERROR_PX = 0.5
 """Error of the displacement that all cells share; blur below some 2 px reads as none."""
 TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
+LENGTH_PRIOR = 2.0
+"""Before the image is seen, a blur twice as long is rarer by two to this power."""
+MAX_SURPRISE = 6.0
+"""Most that an expected rotation can speak against another, nats."""
+SCAN_LENGTHS_PX = (2.0, 5.0, 10.0, 18.0, 30.0, 48.0)
+SCAN_DIRECTIONS = 12
+SCAN_ROLLS = (-1.5, 0.0, 1.5)
+"""Rolls beside the pans of the scan, relative to them."""
+SCAN_STARTS = 5
+INFORMATION_NATS = 10.0
+"""A solution this much likelier than motions at random has 63 % of all information."""
 COARSE_ITERATIONS = 12
 FINE_ITERATIONS = 10
-FINALISTS = 2
+SPARSE = 4
+"""Every other row and column."""
+FINALISTS = 3
+SAME_HILL = 0.15
+"""Rotations that differ by less, relative to them, lead to the same peak."""
 BIN_DISPLACEMENTS_PX = bin_displacements().numpy().astype(np.float32)
 
 
@@ -46,12 +63,40 @@ class BlurSolution:
     log_likelihood: float
     """Mean over the cells of the log-probability at the solution, nats."""
     information: float
-    """Share of the cells' ignorance (log BINS) that the solution explains, at most 1."""
+    """How much better than motions at random the solution explains the image, 0 to 1."""
     inlier_share: float
     extent_px: float
     """Median displacement over the exposure, px of the working image."""
     depth_m: float | None = None
     """The Z of v T / Z, where the image tells it."""
+    log_posterior: float = 0.0
+    """Height of the hill, nats, up to a constant of the image."""
+    alternatives: tuple[BlurSolution, ...] = ()
+    """Other hills, less likely by this image alone."""
+
+    def given(self, expected: Expectation) -> BlurSolution:
+        """Of this and the alternatives, the one that is likeliest with an expectation."""
+        hills = (self, *self.alternatives)
+        surprise = expected.surprise(np.stack([hill.motion for hill in hills]))
+        return hills[int(np.argmax([hill.log_posterior for hill in hills] - surprise))]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Rotation over the exposure that earlier images let expect, of either sign."""
+
+    rotation_rad: np.ndarray
+    """(3,) w T."""
+    covariance: np.ndarray
+    """(3, 3), rad^2."""
+
+    def surprise(self, motions: np.ndarray) -> np.ndarray:
+        """How much speaks against motions (K, 6), (K,) nats; bounded, as jolts do happen."""
+        distances = []
+        for sign in (1.0, -1.0):
+            error = sign * motions[:, :3] - self.rotation_rad
+            distances.append((error * np.linalg.solve(self.covariance, error.T).T).sum(axis=1))
+        return np.minimum(0.5 * np.minimum(*distances), MAX_SURPRISE)
 
 
 class BlurObjective:
@@ -108,11 +153,15 @@ class BlurObjective:
         gradient = slope.reshape(len(motions), -1) @ self.columns.T
         gradient = gradient.astype(float) * self.weight
         spread = translation_spread(motions, self.focal_px)[:, None]
-        translation = motions[:, 3:]
+        translation, turn = motions[:, 3:], motions[:, :3]
         length = (translation ** 2).sum(axis=1, keepdims=True)
+        angle = np.linalg.norm(turn, axis=1, keepdims=True) + 1e-9
+        radius = angle * self.focal_px
+        gradient[:, :3] -= LENGTH_PRIOR * self.focal_px / (RADIUS_SCALE_PX + radius) * turn / angle
         gradient[:, 3:] -= translation / spread
         gradient[:, :3] += length * (TRANSLATION_PRIOR / spread) ** 2 * motions[:, :3]
-        return value.sum(axis=1) * self.weight - 0.5 * (length / spread)[:, 0], gradient, slope
+        prior = -0.5 * length / spread - LENGTH_PRIOR * np.log1p(radius / RADIUS_SCALE_PX)
+        return value.sum(axis=1) * self.weight + prior[:, 0], gradient, slope
 
     def empirical_information(self, motions: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """Sum of squared scores of the cells, and the prior's share, (K, 6, 6)."""
@@ -197,43 +246,72 @@ def lifted_start(log_probability: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
-               seeds: tuple[np.ndarray, ...] = ()) -> BlurSolution:
+               start: np.ndarray | None = None) -> BlurSolution:
     """
     Find the motion that the cells' distributions agree on.
 
     :param log_probability: (h, w, BINS), float32
     :param matrix: (h, w, 2, 6), motion field matrix at the cells' centres, px
-    :param seeds: further starting points (6,), such as a stream's prediction
+    :param start: motion (6,) to search from too, such as what a stream expects
     :returns: the motion up to sign, with its covariance
     """
     # every other row and column is enough to find the right hill
     sparse_probability = log_probability[::2, ::2].reshape(-1, BINS)
     sparse_matrix = matrix[::2, ::2].reshape(-1, 2, 6)
-    sparse = BlurObjective(sparse_probability, sparse_matrix, CELLS_PER_WITNESS / 4)
-    starts = np.concatenate([_starts(sparse_probability, sparse_matrix, sparse.focal_px),
-                             *(seed[None] for seed in seeds)])
+    sparse = BlurObjective(sparse_probability, sparse_matrix, CELLS_PER_WITNESS / SPARSE)
+    scan = _scan(sparse.focal_px)
+    likelihoods = sparse.cell_values(scan)[0].sum(axis=1) * sparse.weight
+    starts = np.concatenate([scan[np.argsort(-likelihoods)[:SCAN_STARTS]],
+                             _starts(sparse_probability, sparse_matrix, sparse.focal_px),
+                             *([] if start is None else [start[None]])])
     hills, heights = sparse.climb(starts, COARSE_ITERATIONS)
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
-    finalists = hills[np.argsort(-heights)[:FINALISTS]]
-    peaks, heights = objective.climb(finalists, FINE_ITERATIONS)
-    motion = peaks[np.argmax(heights)]
-    value = objective.cell_values(motion[None])[0][0]
-    return BlurSolution(
-        motion, _covariance(sparse_probability, sparse_matrix, motion, sparse),
-        float(value.mean()), float(np.clip(1.0 + value.mean() / math.log(BINS), 0.0, 1.0)),
-        float(np.mean(value > log_probability.max(axis=1) - 3.0)),
-        float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))))
+    peaks, heights = objective.climb(_distinct(hills[np.argsort(-heights)]), FINE_ITERATIONS)
+    ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
+
+    def solution(motion: np.ndarray, height: float) -> BlurSolution:
+        value = objective.cell_values(motion[None])[0][0]
+        gain = max(float(value.sum()) * objective.weight - ignorance, 0.0)
+        return BlurSolution(
+            motion, _covariance(sparse_probability, sparse_matrix, motion, sparse),
+            float(value.mean()), float(-np.expm1(-gain / INFORMATION_NATS)),
+            float(np.mean(value > log_probability.max(axis=1) - 3.0)),
+            float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))),
+            log_posterior=float(height))
+
+    order = np.argsort(-heights)
+    best, *others = (solution(peaks[k], heights[k]) for k in order)
+    return replace(best, alternatives=tuple(others))
+
+
+def _distinct(motions: np.ndarray) -> np.ndarray:
+    """The first FINALISTS motions (K, 6) that differ from those before, of either sign."""
+    found: list[np.ndarray] = []
+    for motion in motions:
+        turn = motion[:3]
+        if all(min(np.linalg.norm(turn - other[:3]), np.linalg.norm(turn + other[:3]))
+               > SAME_HILL * np.linalg.norm(turn) for other in found):
+            found.append(motion)
+        if len(found) == FINALISTS:
+            break
+    return np.array(found)
+
+
+def _scan(focal_px: float) -> np.ndarray:
+    """Pans of all directions and lengths, with and without roll, (K, 6)."""
+    length, angle, roll = np.meshgrid(
+        np.array(SCAN_LENGTHS_PX) / focal_px, np.arange(SCAN_DIRECTIONS) * np.pi / SCAN_DIRECTIONS,
+        SCAN_ROLLS, indexing='ij')
+    rotation = np.stack([np.sin(angle), -np.cos(angle), roll], axis=-1) * length[..., None]
+    return np.pad(rotation.reshape(-1, 3), ((0, 0), (0, 3)))
 
 
 def _starts(log_probability: np.ndarray, matrix: np.ndarray, focal_px: float) -> np.ndarray:
-    """Motions (K, 6) to start from: lifted, commonest displacement, with and without roll."""
+    """Further motions (K, 6) to start from: fitted to the mean squares, and almost none."""
     lifted = lifted_start(log_probability, matrix)
-    common = BIN_DISPLACEMENTS_PX[1 + np.argmax(log_probability[:, 1:].sum(axis=0))]
-    pan = np.array([common[1], -common[0], 0.0]) / focal_px
-    rotations = [lifted, 0.6 * lifted, 1.6 * lifted, pan, pan + [0.0, 0.0, 0.05],
-                 pan - [0.0, 0.0, 0.05], np.full(3, 1.0 / focal_px)]
-    return np.concatenate([rotations, np.zeros((len(rotations), 3))], axis=1)
+    rotations = [lifted, 0.6 * lifted, 1.6 * lifted, np.full(3, 1.0 / focal_px)]
+    return np.pad(np.array(rotations), ((0, 0), (0, 3)))
 
 
 def _covariance(log_probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
@@ -253,7 +331,7 @@ def _covariance(log_probability: np.ndarray, matrix: np.ndarray, motion: np.ndar
     inverse = np.stack([np.stack([vv, -uv], -1), np.stack([-uv, uu], -1)], -2) \
         / (uu * vv - uv * uv)[:, None, None]
     information = np.einsum('nai,nab,nbj->ij', matrix, inverse, matrix, optimize=True)
-    information = information.astype(float) * objective.weight
+    information = information.astype(float) * SPARSE / CELLS_PER_ERROR
     information[3:, 3:] += np.eye(3) / translation_spread(motion[None], objective.focal_px)[0]
     covariance = np.linalg.inv(information)
     covariance[:3, :3] += np.eye(3) * (SHARED_ERROR_PX / objective.focal_px) ** 2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 DIRECTIONS = 24
-RINGS = 14
+RINGS = 21
 RADIUS_SCALE_PX = 2.0
 MAX_RADIUS_PX = 90.0
 BINS = 1 + RINGS * DIRECTIONS

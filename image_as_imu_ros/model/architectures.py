@@ -42,8 +42,8 @@ class Architecture(Protocol):
         """Run the network on a working image, float32, 0 to 1, (h, w) gray or (h, w, 3) RGB."""
 
     @staticmethod
-    def solve(output: Any, matrix: np.ndarray, seeds: tuple[np.ndarray, ...]) -> BlurSolution:
-        """Find the motion that the output tells; `seeds` (6,) are further starting points."""
+    def solve(output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
+        """Find the motion that the output tells; `start` (6,) is a further starting point."""
 
 
 class Compact:
@@ -73,9 +73,9 @@ class Compact:
 
     @staticmethod
     def solve(output: np.ndarray, matrix: np.ndarray,
-              seeds: tuple[np.ndarray, ...]) -> BlurSolution:
+              start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the distributions agree on."""
-        return solve_blur(output, matrix, seeds)
+        return solve_blur(output, matrix, start)
 
 
 class Reference:
@@ -105,8 +105,8 @@ class Reference:
 
     @staticmethod
     def solve(output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
-              seeds: tuple[np.ndarray, ...]) -> BlurSolution:
-        """Fit the motion field to the flow; linear, so that no seeds are needed."""
+              start: np.ndarray | None) -> BlurSolution:
+        """Fit the motion field to the flow; linear, so that no start is needed."""
         return solve_flow(*output, matrix)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from image_as_imu_ros.geometry.displacement_bins import BINS
+from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements
 
 LAGS_PX = (1, 2, 4, 8, 16, 32)
 DIRECTIONS = 8
@@ -65,6 +65,89 @@ class DirectionalStructure(nn.Module):
         return torch.cat([logs - mean, 0.5 * mean + 3.0], dim=1)
 
 
+class DerivativeCorrelation(nn.Module):
+    """
+    Local correlation of an image's directional derivative with itself, at several lags.
+
+    A derivative along the motion shows each detail twice, at both ends of its blur and with
+    opposite signs: the correlation dips where the lag is the length of the blur. Each lag is
+    looked at in a pyramid level that resolves it, relative to the energy of the derivative in
+    a window about as wide as the lag.
+    """
+
+    LEVELS = ((1, (3, 4, 6, 8), 3), (2, (5, 7, 9, 11), 3), (4, (7, 9, 11, 14), 5))
+    """Reduction, lags in px of the reduced image, and window in cells."""
+    NOISE_FLOOR = 3e-5
+    MATCH = (-0.17, 0.24, -0.11, 0.09, -0.02, 0.06, 0.11, 0.19, 0.30, 0.45, 0.41, -0.30, -1.20,
+             -0.09, 0.41, -0.02, 0.04, 0.0, -0.09, -0.02)
+    """
+    What a correlation along a displacement says for it, by the logarithm of lag over length, in
+    steps of MATCH_STEP from MATCH_START on. Training starts here; `fit_filter` goes on.
+    """
+    MATCH_START, MATCH_STEP = -2.4, 0.2
+
+    channels = DIRECTIONS * sum(len(lags) for _, lags, _ in LEVELS)
+
+    def forward(self, gray: Tensor) -> Tensor:
+        """
+        Compute the features.
+
+        :param gray: (B, 1, H, W), 0 to 1, H and W multiples of 8
+        :returns: (B, channels, H / 8, W / 8), direction by direction
+        """
+        features = []
+        for reduction, lags, window in self.LEVELS:
+            image = functional.avg_pool2d(gray, reduction) if reduction > 1 else gray
+            height, width = image.shape[-2:]
+            margin = max(lags) // 2 + 2
+            padded = functional.pad(image, (margin,) * 4, mode='replicate')
+            skip = 2 if reduction == 1 else 1  # every other row is enough there
+            products, energies = [], []
+            for k in range(DIRECTIONS):
+                cos, sin = math.cos(math.pi * k / DIRECTIONS), math.sin(math.pi * k / DIRECTIONS)
+                dx, dy = round(cos), round(sin)
+                wide, high = padded.shape[-1] - abs(dx), padded.shape[-2] - dy
+                slope = padded[..., dy:dy + high, max(dx, 0):max(dx, 0) + wide] \
+                    - padded[..., :high, max(-dx, 0):max(-dx, 0) + wide]
+                energies.append(slope[..., margin:margin + height:skip,
+                                      margin:margin + width].square())
+                for lag in lags:
+                    ox, oy = round(lag * cos), round(lag * sin)
+                    x, y = margin - ox // 2 - (dx < 0), margin - oy // 2
+                    products.append(slope[..., y:y + height:skip, x:x + width]
+                                    * slope[..., y + oy:y + oy + height:skip,
+                                            x + ox:x + ox + width])
+            cell = STRIDE_PX // reduction
+            product = functional.avg_pool2d(torch.cat(products, dim=1), (cell // skip, cell))
+            energy = functional.avg_pool2d(torch.cat(energies, dim=1), (cell // skip, cell))
+            energy = functional.avg_pool2d(energy, window, 1, window // 2,
+                                           count_include_pad=False) + self.NOISE_FLOOR
+            features.append((product.unflatten(1, (DIRECTIONS, -1)) / energy[:, :, None])
+                            .clamp(-2.0, 2.0))
+        return torch.cat(features, dim=2).flatten(1, 2)
+
+    @classmethod
+    def lags_px(cls) -> Tensor:
+        """Lags of the features of one direction, px."""
+        return torch.tensor([float(reduction * lag) for reduction, lags, _ in cls.LEVELS
+                             for lag in lags])
+
+    def matched_filter(self) -> Tensor:
+        """Weights of the features for each bin's displacement to start from, (BINS, channels)."""
+        lags, bins = self.lags_px(), bin_displacements()[1:]
+        length = bins.norm(dim=1)
+        place = ((lags[None] / (length[:, None] + 1.0)).log() - self.MATCH_START) / self.MATCH_STEP
+        place = place.clamp(0, len(self.MATCH) - 1.001)
+        match = torch.tensor(self.MATCH)
+        low = place.long()
+        weight = match[low] + (place - low) * (match[low + 1] - match[low])
+        turn = torch.atan2(bins[:, 1], bins[:, 0])[:, None] * (DIRECTIONS / math.pi) \
+            - torch.arange(DIRECTIONS)
+        turn = (turn + DIRECTIONS / 2) % DIRECTIONS - DIRECTIONS / 2
+        share = (1.0 - turn.abs()).clamp(min=0.0)
+        return functional.pad((share[:, :, None] * weight[:, None]).flatten(1), (0, 0, 1, 0))
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a skip connection."""
 
@@ -89,12 +172,12 @@ def conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
 class CompactNetwork(nn.Module):
     """U-Net at strides 4 to 32 over the directional structure features."""
 
-    architecture = 'compact-1'
+    architecture = 'compact-2'
 
     def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
         super().__init__()
         w4, w8, w16, w32 = widths
-        self.front_end = DirectionalStructure()
+        self.structure, self.correlation = DirectionalStructure(), DerivativeCorrelation()
         self.stage4 = nn.Sequential(nn.BatchNorm2d(DirectionalStructure.channels),
                                     conv(DirectionalStructure.channels, w4), conv(w4, w4))
         self.stage8 = nn.Sequential(conv(w4, w8, 2), ResidualBlock(w8))
@@ -104,6 +187,8 @@ class CompactNetwork(nn.Module):
         self.up8 = nn.Sequential(conv(w16 + w8, w8), ResidualBlock(w8))
         self.head = nn.Sequential(nn.Conv2d(w8, 2 * w8, 1), nn.ReLU(inplace=True),
                                   nn.Conv2d(2 * w8, BINS, 1))
+        self.template = nn.Conv2d(DerivativeCorrelation.channels, BINS, 1, bias=False)
+        self.template.weight.data[..., 0, 0] = self.correlation.matched_filter()
 
     def forward(self, gray: Tensor) -> Tensor:
         """
@@ -113,14 +198,14 @@ class CompactNetwork(nn.Module):
         :returns: logits of the bins, (B, BINS, H / 8, W / 8)
         """
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            features = self.front_end(gray)
+            features, correlation = self.structure(gray), self.correlation(gray)
         f4 = self.stage4(features.contiguous(memory_format=torch.channels_last))
         f8 = self.stage8(f4)
         f16 = self.stage16(f8)
         f32 = self.stage32(f16)
         f16 = self.up16(torch.cat([functional.interpolate(f32, size=f16.shape[-2:]), f16], dim=1))
         f8 = self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
-        return self.head(f8)
+        return self.head(f8) + self.template(correlation)
 
     def fused(self) -> CompactNetwork:
         """The same function with batch norms folded into the convolutions, for inference."""

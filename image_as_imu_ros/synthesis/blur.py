@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from image_as_imu_ros.geometry.displacement_bins import RADIUS_SCALE_PX
 from image_as_imu_ros.geometry.motion_field import (
     motion_field_matrix,
     pixel_grid,
@@ -23,6 +24,8 @@ from image_as_imu_ros.synthesis.textures import GAMMA
 from image_as_imu_ros.types import CameraIntrinsics
 
 MAX_STEP_PX = 1.25
+ROLL_LEVER = 1.0 / 3.0
+"""Displacement by a roll relative to that by a pan of the same angle, over a typical image."""
 OVERSAMPLING = 1.25
 """Resolution of the sharp scene, in samples per image pixel."""
 
@@ -60,15 +63,10 @@ def sample_camera(rng: np.random.Generator, width_px: int, height_px: int) -> Ca
 
 def sample_motion(rng: np.random.Generator, focal_px: float) -> np.ndarray:
     """Draw (w T, v T / d): blur up to some 60 px, translation as of a hand-held camera."""
-    kind = rng.random()
-    if kind < 0.08:
-        extent = rng.uniform(0.0, 1.0)
-    elif kind < 0.6:
-        extent = np.exp(rng.uniform(np.log(1.0), np.log(60.0)))
-    else:
-        extent = rng.uniform(1.0, 42.0)
+    # even on the scale of the bins' rings, so that a cell that sees little pulls nowhere
+    extent = RADIUS_SCALE_PX * np.expm1(rng.uniform(0.0, np.log1p(65.0 / RADIUS_SCALE_PX)))
     axis = rng.standard_normal(3) * (1.0, 1.0, rng.choice([0.5, 1.0, 3.0]))
-    rotation = axis / np.linalg.norm(axis) * extent / focal_px
+    rotation = axis / np.linalg.norm(axis * (1.0, 1.0, ROLL_LEVER)) * extent / focal_px
     lever = rng.normal(0.0, 0.25, 3)
     free = rng.standard_normal(3) * np.linalg.norm(rotation) * 0.3 * rng.random() ** 2
     return np.concatenate([rotation, np.cross(rotation, lever) + free])

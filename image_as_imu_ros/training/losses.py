@@ -18,11 +18,10 @@ from image_as_imu_ros.geometry.displacement_bins import (
     RADIUS_SCALE_PX,
     interpolation,
 )
+from image_as_imu_ros.synthesis.blur import ROLL_LEVER
 
 RIVALS = 16
 """Motions that each image's true motion is compared with."""
-ROLL_LEVER = 1.0 / 3.0
-"""Displacement by a roll relative to that by a pan of the same angle, over a typical image."""
 
 
 def distribution_loss(logits: Tensor, flow_px: Tensor) -> Tensor:
