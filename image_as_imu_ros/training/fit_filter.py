@@ -40,7 +40,8 @@ PROCEDURAL = 0.25
 FAR_RIVALS = 24
 """Motions of any kind that the true one is compared with, beside RIVALS near ones."""
 FAR_WEIGHT = 2.0
-RIDGE = 1e-5
+RIDGE = 0.013
+"""Of the squared weights against a single image, in units of the evidence's spread."""
 ANGLES = DIRECTIONS // 2 + 1
 RATIOS = len(DerivativeCorrelation.MATCH)
 
@@ -143,7 +144,7 @@ def fit_filter(network: CompactNetwork, assets: Path, images: int, seed: int) ->
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = separation(training / scale, weights) + RIDGE * weights.square().sum()
+        value = separation(training / scale, weights) + RIDGE / images * weights.square().sum()
         value.backward()
         return value
 
