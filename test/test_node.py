@@ -672,7 +672,7 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
         process.wait()
         spinner.stop()
         context.shutdown()
-    assert process.returncode == 0
+    assert process.returncode == 0, log
     assert 'Traceback' not in log
 
 

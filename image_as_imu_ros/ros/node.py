@@ -544,6 +544,9 @@ def main(args: list[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():  # else a signal ended the context under a callback's hands
+            raise
     finally:
         if node is not None:
             node.destroy_node()
