@@ -9,9 +9,15 @@ import torch
 
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.geometry.displacement_bins import bin_displacements
-from image_as_imu_ros.model.network import CompactNetwork, DerivativeCorrelation
+from image_as_imu_ros.model.network import (
+    ANGLES,
+    RATIOS,
+    CompactNetwork,
+    DerivativeCorrelation,
+    filter_table,
+)
 from image_as_imu_ros.model.weights import SHIPPED, read_tensors
-from image_as_imu_ros.training.fit_filter import ANGLES, RATIOS, filter_table, fit_filter
+from image_as_imu_ros.training.fit_filter import fit_filter
 
 IGNORANCE = 3 * math.log(2.0)
 

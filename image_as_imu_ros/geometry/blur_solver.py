@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -209,16 +210,17 @@ def translation_spread(motions: np.ndarray, focal_px: float) -> np.ndarray:
         + (TRANSLATION_PRIOR_FLOOR_PX / focal_px) ** 2
 
 
-def lifted_start(log_probability: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def lifted_start(probability: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """
     Rotation whose squared motion field fits the cells' mean squared displacements best.
 
     The products uu - vv and 2uv of a rotation's flow are linear in w w^T; its leading
     eigenvector gives w up to sign.
 
+    :param probability: (N, BINS)
+    :param matrix: (N, 2, 6), px
     :returns: (3,) w T, rad
     """
-    probability = np.exp(log_probability)
     u, v = BIN_DISPLACEMENTS_PX.T
     radius = np.maximum(np.hypot(u, v), 1e-6)
     moments = probability @ np.stack([(u * u - v * v) / radius, 2 * u * v / radius, radius], 1)
@@ -256,9 +258,10 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     :returns: the motion up to sign, with its covariance
     """
     # every other row and column is enough to find the right hill
-    sparse_probability = log_probability[::2, ::2].reshape(-1, BINS)
+    sparse_logs = log_probability[::2, ::2].reshape(-1, BINS)
+    sparse_probability = np.exp(sparse_logs)
     sparse_matrix = matrix[::2, ::2].reshape(-1, 2, 6)
-    sparse = BlurObjective(sparse_probability, sparse_matrix, CELLS_PER_WITNESS / SPARSE)
+    sparse = BlurObjective(sparse_logs, sparse_matrix, CELLS_PER_WITNESS / SPARSE)
     scan = _scan(sparse.focal_px)
     likelihoods = sparse.cell_values(scan)[0].sum(axis=1) * sparse.weight
     starts = np.concatenate([scan[np.argsort(-likelihoods)[:SCAN_STARTS]],
@@ -298,6 +301,7 @@ def _distinct(motions: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+@lru_cache(maxsize=8)
 def _scan(focal_px: float) -> np.ndarray:
     """Pans of all directions and lengths, with and without roll, (K, 6)."""
     length, angle, roll = np.meshgrid(
@@ -307,18 +311,17 @@ def _scan(focal_px: float) -> np.ndarray:
     return np.pad(rotation.reshape(-1, 3), ((0, 0), (0, 3)))
 
 
-def _starts(log_probability: np.ndarray, matrix: np.ndarray, focal_px: float) -> np.ndarray:
+def _starts(probability: np.ndarray, matrix: np.ndarray, focal_px: float) -> np.ndarray:
     """Further motions (K, 6) to start from: fitted to the mean squares, and almost none."""
-    lifted = lifted_start(log_probability, matrix)
+    lifted = lifted_start(probability, matrix)
     rotations = [lifted, 0.6 * lifted, 1.6 * lifted, np.full(3, 1.0 / focal_px)]
     return np.pad(np.array(rotations), ((0, 0), (0, 3)))
 
 
-def _covariance(log_probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
+def _covariance(probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
                 objective: BlurObjective) -> np.ndarray:
     """Inverse information: each cell's own spread around the solution, witnesses counted once."""
     flow = (matrix @ motion).astype(np.float32)
-    probability = np.exp(log_probability)
     facing = np.sign(flow @ BIN_DISPLACEMENTS_PX.T)
     # moments of the bins, each turned to the side of the solution
     u, v = BIN_DISPLACEMENTS_PX.T

@@ -134,18 +134,39 @@ class DerivativeCorrelation(nn.Module):
 
     def matched_filter(self) -> Tensor:
         """Weights of the features for each bin's displacement to start from, (BINS, channels)."""
-        lags, bins = self.lags_px(), bin_displacements()[1:]
-        length = bins.norm(dim=1)
-        place = ((lags[None] / (length[:, None] + 1.0)).log() - self.MATCH_START) / self.MATCH_STEP
-        place = place.clamp(0, len(self.MATCH) - 1.001)
-        match = torch.tensor(self.MATCH)
-        low = place.long()
-        weight = match[low] + (place - low) * (match[low + 1] - match[low])
-        turn = torch.atan2(bins[:, 1], bins[:, 0])[:, None] * (DIRECTIONS / math.pi) \
-            - torch.arange(DIRECTIONS)
-        turn = (turn + DIRECTIONS / 2) % DIRECTIONS - DIRECTIONS / 2
-        share = (1.0 - turn.abs()).clamp(min=0.0)
-        return functional.pad((share[:, :, None] * weight[:, None]).flatten(1), (0, 0, 1, 0))
+        match = torch.zeros(ANGLES, RATIOS)
+        match[0] = torch.tensor(self.MATCH)
+        indices, shares = filter_table(bin_displacements()[1:])
+        weights = (match.flatten()[indices] * shares).sum(dim=-1)
+        return functional.pad(weights.flatten(1), (0, 0, 1, 0))
+
+
+ANGLES = DIRECTIONS // 2 + 1
+RATIOS = len(DerivativeCorrelation.MATCH)
+
+
+def filter_table(displacements: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Where a displacement looks up the filter for each feature, and how much.
+
+    :param displacements: (N, 2), px
+    :returns: indices and weights, (N, DIRECTIONS, lags, 4), into ANGLES x RATIOS
+    """
+    lags = DerivativeCorrelation.lags_px()
+    length = displacements.norm(dim=-1)
+    place = ((lags / (length[:, None] + 1.0)).log() - DerivativeCorrelation.MATCH_START) \
+        / DerivativeCorrelation.MATCH_STEP
+    place = place.clamp(0, RATIOS - 1.001)[:, None, :]
+    turn = torch.atan2(displacements[:, 1], displacements[:, 0])[:, None] \
+        * (DIRECTIONS / math.pi) - torch.arange(DIRECTIONS)
+    turn = ((turn + DIRECTIONS / 2) % DIRECTIONS - DIRECTIONS / 2).abs()[:, :, None]
+    ratio, angle = place.long(), turn.long().clamp(max=ANGLES - 2)
+    along, across = place - ratio, turn - angle
+    indices = torch.stack([angle * RATIOS + ratio, angle * RATIOS + ratio + 1,
+                           (angle + 1) * RATIOS + ratio, (angle + 1) * RATIOS + ratio + 1], -1)
+    weights = torch.stack([(1 - across) * (1 - along), (1 - across) * along,
+                           across * (1 - along), across * along], -1)
+    return indices, weights
 
 
 class ResidualBlock(nn.Module):
@@ -198,14 +219,20 @@ class CompactNetwork(nn.Module):
         :returns: logits of the bins, (B, BINS, H / 8, W / 8)
         """
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            features, correlation = self.structure(gray), self.correlation(gray)
+            correlation = self.correlation(gray)
+        return self.without_filter(gray) + self.template(correlation)
+
+    def without_filter(self, gray: Tensor) -> Tensor:
+        """Logits by the U-Net alone, as of `forward`."""
+        with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
+            features = self.structure(gray)
         f4 = self.stage4(features.contiguous(memory_format=torch.channels_last))
         f8 = self.stage8(f4)
         f16 = self.stage16(f8)
         f32 = self.stage32(f16)
         f16 = self.up16(torch.cat([functional.interpolate(f32, size=f16.shape[-2:]), f16], dim=1))
         f8 = self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
-        return self.head(f8) + self.template(correlation)
+        return self.head(f8)
 
     def fused(self) -> CompactNetwork:
         """The same function with batch norms folded into the convolutions, for inference."""

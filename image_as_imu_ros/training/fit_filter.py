@@ -26,10 +26,12 @@ from image_as_imu_ros.geometry.displacement_bins import (
     interpolation,
 )
 from image_as_imu_ros.model.network import (
+    ANGLES,
     DIRECTIONS,
+    RATIOS,
     STRIDE_PX,
     CompactNetwork,
-    DerivativeCorrelation,
+    filter_table,
 )
 from image_as_imu_ros.synthesis.blur import ROLL_LEVER, render, sample_camera, sample_motion
 from image_as_imu_ros.synthesis.textures import load_textures, procedural_texture
@@ -42,32 +44,6 @@ FAR_RIVALS = 24
 FAR_WEIGHT = 2.0
 RIDGE = 0.013
 """Of the squared weights against a single image, in units of the evidence's spread."""
-ANGLES = DIRECTIONS // 2 + 1
-RATIOS = len(DerivativeCorrelation.MATCH)
-
-
-def filter_table(displacements: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Where a displacement looks up the filter for each feature, and how much.
-
-    :param displacements: (N, 2), px
-    :returns: indices and weights, (N, DIRECTIONS, lags, 4), into ANGLES x RATIOS
-    """
-    lags = DerivativeCorrelation.lags_px()
-    length = displacements.norm(dim=-1)
-    place = ((lags / (length[:, None] + 1.0)).log() - DerivativeCorrelation.MATCH_START) \
-        / DerivativeCorrelation.MATCH_STEP
-    place = place.clamp(0, RATIOS - 1.001)[:, None, :]
-    turn = torch.atan2(displacements[:, 1], displacements[:, 0])[:, None] \
-        * (DIRECTIONS / math.pi) - torch.arange(DIRECTIONS)
-    turn = ((turn + DIRECTIONS / 2) % DIRECTIONS - DIRECTIONS / 2).abs()[:, :, None]
-    ratio, angle = place.long(), turn.long().clamp(max=ANGLES - 2)
-    along, across = place - ratio, turn - angle
-    indices = torch.stack([angle * RATIOS + ratio, angle * RATIOS + ratio + 1,
-                           (angle + 1) * RATIOS + ratio, (angle + 1) * RATIOS + ratio + 1], -1)
-    weights = torch.stack([(1 - across) * (1 - along), (1 - across) * along,
-                           across * (1 - along), across * along], -1)
-    return indices, weights
 
 
 def evidence(network: CompactNetwork, seed: int, index: int,
@@ -98,8 +74,7 @@ def evidence(network: CompactNetwork, seed: int, index: int,
 
     gray = torch.from_numpy(sample.gray)[None, None].float() / 255.0
     features = network.correlation(gray)
-    rest = network(gray) - network.template(features)
-    log_probability = torch.log_softmax(rest, dim=1)[0].flatten(1).T
+    log_probability = torch.log_softmax(network.without_filter(gray), dim=1)[0].flatten(1).T
     bins, weights = interpolation(flow_px)
     cells = torch.arange(len(log_probability))[:, None]
     rows = [(log_probability[cells, bins[k]] * weights[k]).sum() for k in range(len(motions))]

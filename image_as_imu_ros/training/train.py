@@ -18,7 +18,7 @@ from tqdm import tqdm
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import WeightsError
 from image_as_imu_ros.model.network import CompactNetwork
-from image_as_imu_ros.model.weights import read_tensors
+from image_as_imu_ros.model.weights import load_strictly, read_tensors
 from image_as_imu_ros.training.dataset import CropBatches, CropFactory, collate
 from image_as_imu_ros.training.losses import distribution_loss, motion_loss, rival_motions
 
@@ -69,8 +69,8 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
         crops = state['crops']
         logger.info('resuming %s at crop %d', checkpoint, crops)
     elif initial is not None:
-        network.load_state_dict(read_tensors(initial)[0] if initial.suffix == '.safetensors'
-                                else read_checkpoint(initial)['average'])
+        load_strictly(network, read_tensors(initial)[0] if initial.suffix == '.safetensors'
+                      else read_checkpoint(initial)['average'], initial)
         average.set(network)
 
     loader = DataLoader(CropBatches(config, assets, crops), batch_size=None,
