@@ -29,8 +29,6 @@ RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
-BLUR_LENGTH_STD = 0.1
-"""Error of one image's blur length, relative to it, which all its cells share."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
 GATE = 50.0
@@ -268,8 +266,7 @@ class StreamEstimator:
         blurred = measurement.informative and frame.exposure_time_s is not None
         if blurred and elapsed_s is not None:
             blur_rate = estimate.angular_velocity_rad_s
-            estimate = _scaled(estimate, 1.0 / self._gain.value,
-                               self._gain.variance + BLUR_LENGTH_STD ** 2)
+            estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
             rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
             against = self._filter.likelihood(3, -rate, covariance) \
                 - self._filter.likelihood(3, rate, covariance)

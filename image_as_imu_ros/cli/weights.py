@@ -27,15 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                          help='plain state dict: .pt, .pth or .safetensors')
     import_.add_argument('output', type=Path, metavar='OUT', nargs='?',
                          help='.safetensors file to write (default: beside FILE)')
-    fit = actions.add_parser(
-        'fit', help="fit the matched filter of the blur's length to whole synthetic images")
-    fit.add_argument('weights', type=Path, metavar='IN', help='.safetensors file')
-    fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
-    fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
-                     help='folder of photographs and panoramas')
-    fit.add_argument('--images', type=int, default=1300, metavar='N',
-                     help='images to fit on (default: 1300)')
-    fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
+    for action, images, text in (
+            ('fit', 1300, "fit the matched filter of the blur's length"),
+            ('fit-critic', 10000, "fit the critic of the blur's length")):
+        fit = actions.add_parser(action, help=f'{text} to whole synthetic images')
+        fit.add_argument('weights', type=Path, metavar='IN', help='.safetensors file')
+        fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
+        fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
+                         help='folder of photographs and panoramas')
+        fit.add_argument('--images', type=int, default=images, metavar='N',
+                         help=f'images to fit on (default: {images})')
+        fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,6 +59,19 @@ def run(arguments: argparse.Namespace) -> None:
             **metadata, 'filter_images': str(arguments.images),
             'filter_seed': str(arguments.seed), 'filter_loss': f'{loss:.4f}'})
         print(f'{arguments.output}: sha256 {digest}; held-out loss {loss:.4f} nats')
+        return
+    if arguments.action == 'fit-critic':
+        from image_as_imu_ros.model.network import CompactNetwork
+        from image_as_imu_ros.training.fit_critic import fit_critic
+        tensors, metadata = weights.read_tensors(arguments.weights)
+        network = CompactNetwork()
+        weights.load_strictly(network, tensors, arguments.weights)
+        error = fit_critic(network.eval(), arguments.assets, arguments.images, arguments.seed)
+        digest = weights.export_weights(network.state_dict(), arguments.output, {
+            **metadata, 'critic_images': str(arguments.images),
+            'critic_seed': str(arguments.seed), 'critic_error': f'{error:.4f}'})
+        print(f'{arguments.output}: sha256 {digest}; held-out error of the motion field, '
+              f'median {100 * error:.0f} %')
         return
     if arguments.action == 'export':
         from image_as_imu_ros.training.train import read_checkpoint

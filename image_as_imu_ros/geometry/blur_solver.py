@@ -9,6 +9,7 @@ one component of its blur and says little of the other keeps both facts this way
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -25,7 +26,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
 
 CELLS_PER_WITNESS = 147.0
 """Neighbouring cells err together: so many count as one independent witness."""
-CELLS_PER_ERROR = 50.0
+CELLS_PER_ERROR = 25.0
 """The same for the spread of the cells' distributions, which is wider than their errors."""
 SHARED_ERROR_PX = 0.5
 """Error of the displacement that all cells share; blur below some 2 px reads as none."""
@@ -48,6 +49,12 @@ FINE_ITERATIONS = 5
 SPARSE = 4
 """Every other row and column."""
 FINALISTS = 3
+LENGTH_RATIOS = np.exp(np.linspace(-1.7, 1.7, 32)).astype(np.float32)
+"""Lengths of the blur relative to a hill's at which a critic looks."""
+CHOICES = slice(4, 28)
+"""Those of LENGTH_RATIOS among which it chooses."""
+MODE_REACH = 2
+"""Steps of LENGTH_RATIOS that belong to the same answer on either side of a peak."""
 SAME_HILL = 0.15
 """Rotations that differ by less, relative to them, lead to the same peak."""
 BIN_DISPLACEMENTS_PX = bin_displacements().numpy().astype(np.float32)
@@ -247,14 +254,31 @@ def lifted_start(probability: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return eigenvectors[:, -1] * math.sqrt(max(eigenvalues[-1], 0.0))
 
 
+@dataclass(frozen=True)
+class Hills:
+    """Distinct local maxima of the posterior of one image, highest first."""
+
+    motions: np.ndarray
+    """(K, 6)."""
+    heights: np.ndarray
+    """(K,), log-posterior up to a constant, nats."""
+    profiles: np.ndarray
+    """(K, len(LENGTH_RATIOS)), log-likelihood of each motion times each ratio, nats."""
+
+
+Judge = Callable[[Hills], np.ndarray]
+"""Log-probability of each hill at each of LENGTH_RATIOS[CHOICES], given the image, (K, C)."""
+
+
 def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
-               start: np.ndarray | None = None) -> BlurSolution:
+               start: np.ndarray | None = None, judge: Judge | None = None) -> BlurSolution:
     """
     Find the motion that the cells' distributions agree on.
 
     :param log_probability: (h, w, BINS), float32
     :param matrix: (h, w, 2, 6), motion field matrix at the cells' centres, px
     :param start: motion (6,) to search from too, such as what a stream expects
+    :param judge: chooses among the hills, and the length at each; None takes them as they are
     :returns: the motion up to sign, with its covariance
     """
     # every other row and column is enough to find the right hill
@@ -267,25 +291,68 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     starts = np.concatenate([scan[np.argsort(-likelihoods)[:SCAN_STARTS]],
                              _starts(sparse_probability, sparse_matrix, sparse.focal_px),
                              *([] if start is None else [start[None]])])
-    hills, heights = sparse.climb(starts, COARSE_ITERATIONS)
+    found, heights = sparse.climb(starts, COARSE_ITERATIONS)
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
-    peaks, heights = objective.climb(_distinct(hills[np.argsort(-heights)]), FINE_ITERATIONS)
+    peaks, heights = objective.climb(_distinct(found[np.argsort(-heights)]), FINE_ITERATIONS)
     ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
 
-    def solution(motion: np.ndarray, height: float) -> BlurSolution:
-        value = objective.cell_values(motion[None])[0][0]
+    def solution(mode: Mode) -> BlurSolution:
+        value = objective.cell_values(mode.motion[None])[0][0]
         gain = max(float(value.sum()) * objective.weight - ignorance, 0.0)
+        covariance = _covariance(sparse_probability, sparse_matrix, mode.motion, sparse)
+        covariance += mode.length_variance * np.outer(mode.motion, mode.motion)
         return BlurSolution(
-            motion, _covariance(sparse_probability, sparse_matrix, motion, sparse),
-            float(value.mean()), float(-np.expm1(-gain / INFORMATION_NATS)),
+            mode.motion, covariance, float(value.mean()),
+            float(-np.expm1(-gain / INFORMATION_NATS)),
             float(np.mean(value > log_probability.max(axis=1) - 3.0)),
-            float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))),
-            log_posterior=float(height))
+            float(np.median(np.linalg.norm(objective.matrix @ mode.motion, axis=1))),
+            log_posterior=mode.height)
 
     order = np.argsort(-heights)
-    best, *others = (solution(peaks[k], heights[k]) for k in order)
+    peaks, heights = peaks[order], heights[order]
+    if judge is None:
+        modes = [Mode(motion, float(height), 0.0) for motion, height in zip(peaks, heights)]
+    else:
+        scaled = LENGTH_RATIOS[:, None] * peaks[:, None]
+        profiles = np.stack([sparse.cell_values(each)[0].sum(axis=1) for each in scaled])
+        modes = _modes(peaks, judge(Hills(peaks, heights, profiles * sparse.weight)))
+    best, *others = (solution(mode) for mode in modes)
     return replace(best, alternatives=tuple(others))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A motion that explains the image, and how sure its length is."""
+
+    motion: np.ndarray
+    """(6,)."""
+    height: float
+    """Log-probability, up to a constant, nats."""
+    length_variance: float
+    """Of the logarithm of the length."""
+
+
+def _modes(motions: np.ndarray, log_probability: np.ndarray) -> list[Mode]:
+    """
+    The likeliest FINALISTS lengths of hills.
+
+    :param motions: (K, 6)
+    :param log_probability: (K, C), of each at LENGTH_RATIOS[CHOICES]
+    """
+    logarithms = np.log(LENGTH_RATIOS[CHOICES])
+    modes = []
+    for motion, row in zip(motions, log_probability):
+        around = np.pad(row, 1, constant_values=-np.inf)
+        for peak in np.flatnonzero((row >= around[:-2]) & (row > around[2:])):
+            near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
+            weight = np.exp(row[near] - row[peak])
+            total = weight.sum()
+            mean = float(weight @ logarithms[near] / total)
+            variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
+            modes.append(Mode(motion * math.exp(mean), float(row[peak] + np.log(total)),
+                              variance))
+    return sorted(modes, key=lambda mode: -mode.height)[:FINALISTS]
 
 
 def _distinct(motions: np.ndarray) -> np.ndarray:

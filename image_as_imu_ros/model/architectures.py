@@ -6,15 +6,17 @@ The metadata of a weights file names its architecture; what differs between them
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from image_as_imu_ros.geometry.blur_solver import BlurSolution, solve_blur
+from image_as_imu_ros.geometry.blur_solver import BlurSolution, Hills, solve_blur
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.model.length_critic import hill_features
 from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.types import CameraIntrinsics
@@ -41,8 +43,7 @@ class Architecture(Protocol):
     def observe(self, image: np.ndarray) -> Any:
         """Run the network on a working image, float32, 0 to 1, (h, w) gray or (h, w, 3) RGB."""
 
-    @staticmethod
-    def solve(output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
+    def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the output tells; `start` (6,) is a further starting point."""
 
 
@@ -54,6 +55,7 @@ class Compact:
 
     def __init__(self, network: CompactNetwork, device: str) -> None:
         self._device = device
+        self._critic = copy.deepcopy(network.critic).to('cpu')
         network = network.fused().to(device, memory_format=torch.channels_last)
         half = device == 'cuda' or _cpu_computes_bfloat16()
         distributions = CellDistributions(network, half)
@@ -65,17 +67,24 @@ class Compact:
         cells = pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX)
         return motion_field_matrix(cells, intrinsics)
 
-    def observe(self, image: np.ndarray) -> np.ndarray:
-        """Log-probability of the cells' displacements, (h / 8, w / 8, BINS)."""
+    def observe(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The image, and log-probabilities of its cells' displacements, (h / 8, w / 8, BINS)."""
         gray = torch.from_numpy(image)[None, None].to(self._device)
         with torch.inference_mode():
-            return self._distributions(gray).cpu().numpy()
+            return image, self._distributions(gray).cpu().numpy()
 
-    @staticmethod
-    def solve(output: np.ndarray, matrix: np.ndarray,
+    def solve(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
               start: np.ndarray | None) -> BlurSolution:
-        """Find the motion that the distributions agree on."""
-        return solve_blur(output, matrix, start)
+        """Find the motion that the distributions agree on and that the critic believes."""
+        image, log_probability = output
+
+        def judge(hills: Hills) -> np.ndarray:
+            features = torch.from_numpy(hill_features(image, matrix, hills))
+            with torch.inference_mode():
+                logits = self._critic(features[None])[0]
+                return logits.flatten().log_softmax(dim=0).view_as(logits).numpy()
+
+        return solve_blur(log_probability, matrix, start, judge)
 
 
 class Reference:
@@ -103,8 +112,7 @@ class Reference:
         x, y = sample_pixels(width, height).T
         return flow[0].cpu().numpy()[:, y, x].T, depth[0].cpu().numpy()[y, x]
 
-    @staticmethod
-    def solve(output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
+    def solve(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
               start: np.ndarray | None) -> BlurSolution:
         """Fit the motion field to the flow; linear, so that no start is needed."""
         return solve_flow(*output, matrix)

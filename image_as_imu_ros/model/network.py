@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements
+from image_as_imu_ros.model.length_critic import LengthCritic
 
 LAGS_PX = (1, 2, 4, 8, 16, 32)
 DIRECTIONS = 8
@@ -191,9 +192,13 @@ def conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class CompactNetwork(nn.Module):
-    """U-Net at strides 4 to 32 over the directional structure features."""
+    """
+    U-Net at strides 4 to 32 over the directional structure features, with a matched filter.
 
-    architecture = 'compact-2'
+    Its critic judges what the solver makes of the output; `forward` does without.
+    """
+
+    architecture = 'compact-3'
 
     def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
         super().__init__()
@@ -210,6 +215,7 @@ class CompactNetwork(nn.Module):
                                   nn.Conv2d(2 * w8, BINS, 1))
         self.template = nn.Conv2d(DerivativeCorrelation.channels, BINS, 1, bias=False)
         self.template.weight.data[..., 0, 0] = self.correlation.matched_filter()
+        self.critic = LengthCritic()
 
     def forward(self, gray: Tensor) -> Tensor:
         """

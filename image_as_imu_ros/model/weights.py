@@ -171,12 +171,13 @@ def import_weights(source: Path, output: Path) -> str:
 
 def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:
     """
-    Write a compact network's state in half precision.
+    Write a compact network's state in half precision; the critic, tiny, in single.
 
     :param metadata: text stored in the file, the architecture is added
     :returns: sha256 of the file
     """
-    tensors = {key: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+    tensors = {key: (tensor.half() if tensor.is_floating_point() and
+                     not key.startswith('critic.') else tensor).contiguous()
                for key, tensor in state.items()}
     return _write(tensors, path, {**metadata, 'architecture': CompactNetwork.architecture})
 

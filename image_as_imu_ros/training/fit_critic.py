@@ -1,0 +1,136 @@
+"""
+Fits the critic of the blur's length to what the solver makes of whole synthetic images.
+
+The rest of the network stays as it is: the critic learns which of the solver's hills, and how
+many times their length, is the truth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from image_as_imu_ros.geometry.blur_solver import (
+    CHOICES,
+    FINALISTS,
+    LENGTH_RATIOS,
+    Hills,
+    solve_blur,
+)
+from image_as_imu_ros.model.length_critic import CHANNELS, LengthCritic, hill_features
+from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
+from image_as_imu_ros.synthesis.blur import Sample, render, sample_camera, sample_motion
+from image_as_imu_ros.synthesis.textures import load_textures, procedural_texture
+
+WIDTH_PX, HEIGHT_PX = 320, 224
+PROCEDURAL = 0.25
+TOLERANCE = 0.1
+"""Error of the motion field, relative to it, at which an answer's worth is down to two thirds."""
+NOT_A_HILL = 9.0
+"""Relative error that stands for a hill that does not exist."""
+EPOCHS = 20
+BATCH = 64
+LEARNING_RATE = 3e-3
+
+
+def whole_image(seed: int, index: int, textures: list[np.ndarray]) -> Sample:
+    """Image `index` of a seed, with its motion."""
+    rng = np.random.default_rng([seed, index])
+    camera = sample_camera(rng, WIDTH_PX, HEIGHT_PX)
+    motion = sample_motion(rng, camera.fx_px)
+    texture = procedural_texture(rng) if rng.random() < PROCEDURAL \
+        else textures[rng.integers(len(textures))]
+    return render(rng, texture, camera, motion, STRIDE_PX)
+
+
+def judged_hills(distributions: CellDistributions,
+                 sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What the critic sees of an image, and how wrong each of its choices would be.
+
+    :returns: features (FINALISTS, CHANNELS, len(LENGTH_RATIOS)), and the relative error of the
+        motion field, (FINALISTS, C); rows beyond the hills are NOT_A_HILL
+    """
+    image = sample.gray.astype(np.float32) / 255.0
+    # the solver knows of no depth: one distance for all cells
+    matrix = sample.field.copy()
+    matrix[..., 3:] *= (-sample.intrinsics.fx_px / matrix[..., 0, 3])[..., None, None]
+    features = np.zeros((FINALISTS, CHANNELS, len(LENGTH_RATIOS)), np.float32)
+    errors = np.full((FINALISTS, len(LENGTH_RATIOS[CHOICES])), NOT_A_HILL, np.float32)
+
+    def judge(hills: Hills) -> np.ndarray:
+        count = len(hills.motions)
+        features[:count] = hill_features(image, matrix, hills)
+        true_px = sample.flow_px
+        size = np.sqrt((true_px ** 2).sum(axis=-1).mean())
+        for row, motion in zip(errors, hills.motions):
+            found_px = matrix @ motion
+            facing = np.sign((found_px * true_px).sum())
+            for choice, ratio in enumerate(LENGTH_RATIOS[CHOICES]):
+                wrong = ((facing * ratio * found_px - true_px) ** 2).sum(axis=-1).mean()
+                row[choice] = np.sqrt(wrong) / (size + 1.0)
+        return np.zeros((count, errors.shape[1]))
+
+    gray = torch.from_numpy(image)[None, None]
+    solve_blur(distributions(gray).numpy(), matrix, judge=judge)
+    return features, errors
+
+
+def critic_loss(logits: Tensor, errors: Tensor) -> Tensor:
+    """
+    Minus the logarithm of what the choice is worth on average, nats.
+
+    :param logits: (B, K, C)
+    :param errors: (B, K, C), relative to the motion field
+    """
+    choice = logits.masked_fill(errors >= NOT_A_HILL, -1e4).flatten(1).log_softmax(dim=1)
+    worth = -(0.5 * (errors / TOLERANCE) ** 2).log1p().flatten(1)
+    return -torch.logsumexp(choice + worth, dim=1).mean()
+
+
+@torch.no_grad()
+def median_error(critic: LengthCritic, features: Tensor, errors: Tensor) -> float:
+    """Median over images of the relative error of the critic's choice."""
+    logits = critic(features).masked_fill(errors >= NOT_A_HILL, -1e4)
+    chosen = logits.flatten(1).argmax(dim=1, keepdim=True)
+    return errors.flatten(1).gather(1, chosen).median().item()
+
+
+def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int) -> float:
+    """
+    Fit the critic in place.
+
+    :param assets: photographs and panoramas
+    :param images: whole images to fit on; a fifth as many held-out ones are scored
+    :returns: median relative error of the motion field on the held-out images
+    :raises DataFormatError: if there are no photographs
+    """
+    distributions = CellDistributions(network.fused(), half=False).traced()
+    shares = ((False, images, 'solving'), (True, max(images // 5, 1), 'held out'))
+    sets = []
+    with torch.inference_mode():
+        for held_out, count, name in shares:
+            textures = load_textures(assets, held_out)
+            parts = [judged_hills(distributions, whole_image(2 * seed + held_out, index, textures))
+                     for index in tqdm(range(count), name, unit='image')]
+            sets.append([np.stack(part) for part in zip(*parts)])
+    (features, errors), held_out = ([torch.from_numpy(part) for part in each] for each in sets)
+
+    generator = torch.Generator().manual_seed(seed)
+    critic = network.critic.train()
+    optimizer = torch.optim.AdamW(critic.parameters(), weight_decay=1e-3)
+    batches = -(-images // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE,
+                                                   EPOCHS * batches)
+    for _ in tqdm(range(EPOCHS), 'fitting', unit='epoch'):
+        for batch in torch.randperm(images, generator=generator).split(BATCH):
+            loss = critic_loss(critic(features[batch]), errors[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return median_error(critic.eval(), *held_out)

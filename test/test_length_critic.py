@@ -1,0 +1,127 @@
+"""The critic knows the length of a blur once the solver knows where the motion goes."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from image_as_imu_ros.cli.main import main
+from image_as_imu_ros.geometry.alignment import with_blur
+from image_as_imu_ros.geometry.blur_solver import CHOICES, LENGTH_RATIOS, Hills, solve_blur
+from image_as_imu_ros.geometry.displacement_bins import BINS
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.model.length_critic import (
+    STEERED,
+    LengthCritic,
+    hill_features,
+    steered_correlations,
+)
+from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.model.weights import SHIPPED, load_weights, read_tensors
+from image_as_imu_ros.training.fit_critic import NOT_A_HILL, critic_loss, median_error
+from image_as_imu_ros.types import CameraIntrinsics
+
+CAMERA = CameraIntrinsics(320, 224, 250.0, 250.0, 159.5, 111.5)
+CELLS = pixel_grid(320, 224, STRIDE_PX)
+MATRIX = motion_field_matrix(CELLS, CAMERA)
+MOTIONS = [[0.06, 0.0, 0.0, 0.0, 0.0, 0.0], [0.05, -0.06, 0.0, 0.0, 0.0, 0.0],
+           [0.03, 0.05, 0.3, 0.0, 0.0, 0.0]]
+
+
+@pytest.fixture(scope='module')
+def sharp():
+    rng = np.random.default_rng(3)
+    image = np.full((224, 320), 0.5, np.float32)
+    for _ in range(900):
+        centre, radius = rng.integers((0, 0), (320, 224)).tolist(), int(rng.integers(1, 12))
+        cv2.circle(image, centre, radius, float(rng.random()), -1, cv2.LINE_AA)
+    return image
+
+
+@pytest.mark.parametrize('motion', MOTIONS)
+def test_derivatives_correlate_least_at_the_length_of_the_blur(sharp, motion):
+    image = with_blur(sharp, CAMERA, np.array(motion))
+    flow_px = (MATRIX @ motion).reshape(-1, 2)
+    channels = steered_correlations(image, CELLS.reshape(-1, 2), flow_px)
+    assert channels.shape == (STEERED, len(LENGTH_RATIOS)) and np.isfinite(channels).all()
+    assert LENGTH_RATIOS[channels[0].argmin()] == pytest.approx(1.0, abs=0.2)
+    half = steered_correlations(image, CELLS.reshape(-1, 2), flow_px / 2)
+    assert LENGTH_RATIOS[half[0].argmin()] == pytest.approx(2.0, abs=0.3)
+
+
+def test_both_signs_of_a_motion_look_the_same(sharp):
+    image = with_blur(sharp, CAMERA, np.array(MOTIONS[1]))
+    flow_px = (MATRIX @ MOTIONS[1]).reshape(-1, 2)
+    forward, backward = (steered_correlations(image, CELLS.reshape(-1, 2), sign * flow_px)
+                         for sign in (1, -1))
+    np.testing.assert_allclose(forward, backward, atol=1e-4)
+
+
+@pytest.mark.parametrize('error', [0.4, 0.6, 1.6, 2.5])
+@pytest.mark.parametrize('motion', MOTIONS)
+def test_shipped_critic_mends_hills_of_the_wrong_length(sharp, motion, error):
+    image = with_blur(sharp, CAMERA, np.array(motion))
+    hills = Hills(error * np.array([motion]), np.zeros(1), np.zeros((1, len(LENGTH_RATIOS))))
+    features = torch.from_numpy(hill_features(image, MATRIX, hills))
+    with torch.no_grad():
+        logits = load_weights('compact').network.critic(features[None])[0, 0]
+    chosen = LENGTH_RATIOS[CHOICES][int(logits.argmax())]
+    assert chosen * error == pytest.approx(1.0, abs=0.2)
+
+
+def test_solver_takes_the_length_that_the_judge_chooses():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0.0, 0.1, (*MATRIX.shape[:2], BINS)).astype(np.float32)
+    logs = np.log(np.exp(noise) / np.exp(noise).sum(axis=-1, keepdims=True))
+    seen = []
+
+    def judge(hills):
+        seen.append(hills)
+        scores = np.full((len(hills.motions), len(LENGTH_RATIOS[CHOICES])), -20.0)
+        scores[-1, 3:6] = -1.5, -1.0, -1.5
+        scores[0, 20] = -4.0
+        return scores
+
+    plain, judged = solve_blur(logs, MATRIX), solve_blur(logs, MATRIX, judge=judge)
+    np.testing.assert_allclose(seen[0].motions[0], plain.motion)
+    ratio = np.linalg.norm(judged.motion) / np.linalg.norm(seen[0].motions[-1])
+    assert ratio == pytest.approx(LENGTH_RATIOS[CHOICES][4], rel=0.01)
+    second = np.linalg.norm(judged.alternatives[0].motion) / np.linalg.norm(plain.motion)
+    assert second == pytest.approx(LENGTH_RATIOS[CHOICES][20], rel=0.01)
+    assert judged.log_posterior > judged.alternatives[0].log_posterior
+
+
+def test_fit_learns_which_hill_is_right():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(1)
+    critic = LengthCritic()
+    channels = critic.scale.num_features
+    features = rng.normal(0.0, 0.1, (64, 3, channels, len(LENGTH_RATIOS))).astype(np.float32)
+    errors = np.full((64, 3, len(LENGTH_RATIOS[CHOICES])), 1.0, np.float32)
+    errors[:, 2] = NOT_A_HILL
+    hill, choice = rng.integers(0, 2, 64), rng.integers(0, errors.shape[2], 64)
+    errors[np.arange(64), hill, choice] = 0.0
+    features[np.arange(64), hill, 0, choice + CHOICES.start] -= 2.0  # the dip
+    features, errors = torch.from_numpy(features), torch.from_numpy(errors)
+    assert median_error(critic.eval(), features, errors) == 1.0
+    optimizer = torch.optim.AdamW(critic.train().parameters(), 3e-3)
+    for _ in range(150):
+        loss = critic_loss(critic(features), errors)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5 and median_error(critic.eval(), features, errors) == 0.0
+
+
+def test_verb_writes_weights_that_can_be_read(tmp_path, sharp, capsys):
+    for index in range(2):  # every eighth is held out
+        cv2.imwrite(str(tmp_path / f'{index}.png'), cv2.resize(255 * sharp, None, fx=2, fy=2))
+    output = tmp_path / 'fitted.safetensors'
+    assert main(['weights', 'fit-critic', str(SHIPPED / 'compact.safetensors'), str(output),
+                 '--assets', str(tmp_path), '--images', '5']) == 0
+    assert 'median' in capsys.readouterr().out
+    tensors, metadata = read_tensors(output)
+    before, _ = read_tensors(SHIPPED / 'compact.safetensors')
+    assert metadata['critic_images'] == '5'
+    assert not torch.equal(tensors['critic.length_prior'], before['critic.length_prior'])
+    torch.testing.assert_close(tensors['template.weight'], before['template.weight'])
