@@ -45,10 +45,10 @@ SCAN_STARTS = 4
 INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
 COARSE_ITERATIONS = 10
-FINE_ITERATIONS = 5
+FINE_ITERATIONS = 2
 SPARSE = 4
 """Every other row and column."""
-FINALISTS = 3
+FINALISTS = 2
 LENGTH_RATIOS = np.exp(np.linspace(-1.7, 1.7, 32)).astype(np.float32)
 """Lengths of the blur relative to a hill's at which a critic looks."""
 CHOICES = slice(4, 28)
