@@ -24,7 +24,7 @@ from image_as_imu_ros.synthesis.blur import MAX_STEP_PX, Sample, expose
 from image_as_imu_ros.types import CameraIntrinsics
 
 LAYERS = 3
-PARALLAX_PX = 1.0
+PARALLAX_PX = 2.0
 UNCOVERED_PX = 40
 """Hidden layers are kept within this distance, in the keyframe, of an edge in depth."""
 SKY_PER_M = 1e-3
@@ -196,16 +196,18 @@ class _Layers:
         px, py, pz = position_m.astype(np.float32)
         ratio = 1 / (1 - pz * self._inverse_depth)
         fx, fy, cx, cy = self.matrix[[0, 1, 0, 1], [0, 1, 2, 2]].astype(np.float32)
-        column = np.floor((self._x - fx * px * self._inverse_depth) * ratio + cx).astype(int)
-        row = np.floor((self._y - fy * py * self._inverse_depth) * ratio + cy).astype(int)
-        height, width = self._shape
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        nearest = self._farthest.copy()
+        x = (self._x - fx * px * self._inverse_depth) * ratio + cx
+        y = (self._y - fy * py * self._inverse_depth) * ratio + cy
+        # a border of a pixel takes what falls outside
+        nearest = cv2.copyMakeBorder(self._farthest, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+        height, width = nearest.shape
+        column = (x + 1).clip(0, width - 1).astype(np.int32)
+        row = (y + 1).clip(0, height - 1).astype(np.int32)
         # of several values for one place the last one stays: the nearest
-        nearest[row[inside], column[inside]] = _tag(self._inverse_depth * ratio,
-                                                    self._layer)[inside]
+        nearest.ravel()[row * width + column] = _tag(self._inverse_depth * ratio, self._layer)
         # a point covers the four pixels around it
-        return cv2.dilate(nearest, np.ones((2, 2), np.uint8), anchor=(1, 1))
+        nearest = cv2.dilate(nearest, np.ones((2, 2), np.uint8), anchor=(1, 1))
+        return np.ascontiguousarray(nearest[1:-1, 1:-1])
 
     def look_up(self, nearest: np.ndarray, x_px: np.ndarray, y_px: np.ndarray,
                 position_m: np.ndarray) -> np.ndarray:

@@ -34,7 +34,10 @@ PEEL_M = 0.01
 """The next layer begins so far behind a surface; skips doubled faces."""
 EDGE_RATIO = 1.03
 """Neighbouring pixels whose depths differ more than by this factor may uncover something."""
-NEAREST_M = 0.3
+SUPERSAMPLING = 2
+"""Rays per pixel and image axis."""
+NEAREST_M, TYPICAL_M = 0.3, 0.7
+"""Little of a view is nearer than the one, less than half nearer than the other."""
 TRIES = 200
 
 
@@ -123,9 +126,10 @@ class MeshRoom:
         :param rotation_world_camera: (3, 3), axes of the optical frame in the world
         :param position_m: (3,), in the world
         """
-        shape = camera.height_px, camera.width_px
-        x, y = np.meshgrid(np.arange(camera.width_px), np.arange(camera.height_px))
-        rays = np.stack([(x - camera.cx_px) / camera.fx_px, (y - camera.cy_px) / camera.fy_px,
+        fine = camera.resized(camera.width_px * SUPERSAMPLING, camera.height_px * SUPERSAMPLING)
+        shape = fine.height_px, fine.width_px
+        x, y = np.meshgrid(np.arange(fine.width_px), np.arange(fine.height_px))
+        rays = np.stack([(x - fine.cx_px) / fine.fx_px, (y - fine.cy_px) / fine.fy_px,
                          np.ones(shape)], axis=-1).reshape(-1, 3)
         directions = (rays @ rotation_world_camera.T).astype(np.float32)
         light = np.zeros((LAYERS, *shape), np.float32)
@@ -144,13 +148,16 @@ class MeshRoom:
             inverse_depth[layer].ravel()[alive] = 1.0 / depth[alive]
             points = position_m + depth[alive, None] * directions[alive]
             light[layer].ravel()[alive] = self._radiance(hits, points, directions[alive],
-                                                         depth[alive] / camera.fx_px, lamp)
+                                                         depth[alive] / fine.fx_px, lamp)
             depth[alive] += PEEL_M
             if layer == 0:
                 seen &= _near_edges(inverse_depth[0]).ravel()
             else:  # where there is nothing, an interpolation should not meet black
                 np.copyto(light[layer], light[layer - 1], where=inverse_depth[layer] == 0)
-        return Keyframe(light, inverse_depth, camera)
+        # a pixel is as near as the nearest thing in it; its light says where the edge is
+        rays_of_pixel = (LAYERS, camera.height_px, SUPERSAMPLING, camera.width_px, SUPERSAMPLING)
+        return Keyframe(light.reshape(rays_of_pixel).mean(axis=(2, 4)),
+                        inverse_depth.reshape(rays_of_pixel).max(axis=(2, 4)), camera)
 
     def _radiance(self, hits: dict[str, np.ndarray], points_m: np.ndarray,
                   directions: np.ndarray, footprint_m: np.ndarray, lamp: Lamp) -> np.ndarray:
@@ -243,9 +250,9 @@ def random_view(rng: np.random.Generator, room: MeshRoom) -> Keyframe:
         lamp = Lamp(position_m + rng.normal(0.0, 1.0, 3), float(rng.uniform(1.0, 5.0)),
                     float(rng.uniform(0.2, 0.8)))
         rotation = look(*rng.normal(0.0, (10.0, 0.3, 0.2)))
-        keyframe = room.view(camera, rotation, position_m, lamp)
-        if shows_enough(keyframe):
-            return keyframe
+        glance = camera.resized(WIDTH_PX // 8, HEIGHT_PX // 8)
+        if shows_enough(room.view(glance, rotation, position_m, lamp)):
+            return room.view(camera, rotation, position_m, lamp)
     raise DataFormatError(f'none of {TRIES} random views shows enough of the room')
 
 
@@ -258,8 +265,9 @@ def look(yaw_rad: float, pitch_rad: float, roll_rad: float) -> np.ndarray:
 
 def shows_enough(keyframe: Keyframe) -> bool:
     """Whether the view is from free space, onto surfaces with some detail."""
-    light, inverse_depth = keyframe.light[0, ::4, ::4], keyframe.inverse_depth[0, ::4, ::4]
-    if np.mean(inverse_depth > 1.0 / NEAREST_M) > 0.02 or np.mean(inverse_depth == 0) > 0.02:
+    light, inverse_depth = keyframe.light[0], keyframe.inverse_depth[0]
+    if (np.mean(inverse_depth > 1.0 / NEAREST_M) > 0.02 or np.mean(inverse_depth == 0) > 0.02
+            or np.median(inverse_depth) > 1.0 / TYPICAL_M):
         return False
     return np.quantile(np.abs(np.diff(light)), 0.85) > 0.05 * light.mean()
 
@@ -268,10 +276,8 @@ def _near_edges(inverse_depth: np.ndarray) -> np.ndarray:
     """Where a moving camera may uncover what is behind, (H, W) bool."""
     window = np.ones((3, 3), np.uint8)
     edges = cv2.dilate(inverse_depth, window) > EDGE_RATIO * cv2.erode(inverse_depth, window)
-    # a square grows in two passes, row by row
-    for kernel in np.ones((1, 2 * UNCOVERED_PX + 1)), np.ones((2 * UNCOVERED_PX + 1, 1)):
-        edges = cv2.dilate(edges.astype(np.uint8), kernel.astype(np.uint8))
-    return edges > 0
+    square = np.ones(2 * [2 * SUPERSAMPLING * UNCOVERED_PX + 1], np.uint8)
+    return cv2.dilate(edges.astype(np.uint8), square) > 0
 
 
 def _stack_mipmaps(textures: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
