@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -65,7 +66,7 @@ class Keyframe:
             with np.load(path) as stored:
                 light, inverse_depth = stored['light'], stored['inverse_depth']
                 camera = CameraIntrinsics(*light.shape[:0:-1], *stored['camera'].tolist())
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise DataFormatError(f'cannot read keyframe {path}: {error}; remove it') from error
         return cls(light, inverse_depth, camera)
 

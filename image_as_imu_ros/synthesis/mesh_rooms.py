@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -104,7 +105,7 @@ class MeshRoom:
             with np.load(folder / 'scene.npz') as mesh:
                 arrays = [mesh[key] for key in ('V', 'UV', 'F', 'MAT')]
             materials = json.loads((folder / 'materials.json').read_text())
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise DataFormatError(f'cannot read the room {folder}: {error}') from error
         textures = []
         for material in materials:
