@@ -139,6 +139,8 @@ class TrainingConfig:
                                low=1.0, high=1e9)
     procedural: float = setting(0.3, 'share of drawn textures, the rest being photographs',
                                 low=0.0, high=1.0)
+    rooms: float = setting(0.3, 'share of rendered rooms, where there are keyframes of some',
+                           low=0.0, high=1.0)
     validation: int = setting(256, 'held-out images scored at each checkpoint', low=1)
     checkpoint_minutes: float = setting(5.0, 'time between checkpoints', unit='min',
                                         low=0.01, high=1e4)

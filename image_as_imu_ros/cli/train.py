@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='run folder; resumed where it holds a checkpoint')
     parser.add_argument('--assets', type=Path, metavar='DIR',
                         help='folder of photographs and panoramas (default: drawn textures alone)')
+    parser.add_argument('--keyframes', type=Path, metavar='DIR',
+                        help='views of rooms, of `synthesize --preset keyframes`, to add')
     parser.add_argument('--config', type=Path, metavar='FILE',
                         help='YAML file of training settings')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
@@ -31,5 +33,5 @@ def run(arguments: argparse.Namespace) -> None:
     from image_as_imu_ros.training.train import train
     config = load(TrainingConfig, arguments.config, tuple(arguments.set))
     loss = train(config, arguments.output, arguments.assets, arguments.max_minutes,
-                 arguments.init, arguments.device)
+                 arguments.init, arguments.device, arguments.keyframes)
     print(f'validation loss {loss:.4f} nats; checkpoint in {arguments.output}')

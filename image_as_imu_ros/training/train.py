@@ -38,7 +38,7 @@ def learning_rate(config: TrainingConfig, crops: int) -> float:
 
 def train(config: TrainingConfig, output: Path, assets: Path | None = None,
           max_minutes: float | None = None, initial: Path | None = None,
-          device: str = 'cpu') -> float:
+          device: str = 'cpu', keyframes: Path | None = None) -> float:
     """
     Train the compact network, or go on from `output`/checkpoint.pt where there is one.
 
@@ -48,6 +48,7 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     :param output: run folder: checkpoint.pt, log.csv
     :param assets: folder of photographs; None uses drawn textures alone
     :param max_minutes: stop after a checkpoint when so much time has passed
+    :param keyframes: folder of views of rooms; None uses flat scenes alone
     :param initial: weights or checkpoint of another run to start from (warm restart)
     :returns: last validation loss, nats
     :raises WeightsError: if a checkpoint cannot be read
@@ -73,12 +74,12 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
                       else read_checkpoint(initial)['average'], initial)
         average.set(network)
 
-    loader = DataLoader(CropBatches(config, assets, crops), batch_size=None,
+    loader = DataLoader(CropBatches(config, assets, crops, keyframes), batch_size=None,
                         num_workers=config.workers,
                         prefetch_factor=6 if config.workers else None,
                         # OpenCV's threads do not survive a fork
                         multiprocessing_context='spawn' if config.workers else None)
-    factory = CropFactory(config, assets, held_out=True)
+    factory = CropFactory(config, assets, held_out=True, keyframes=keyframes)
     held_out = [collate([factory.crop(i) for i in range(first, min(first + config.batch,
                                                                    config.validation))])
                 for first in range(0, config.validation, config.batch)]
