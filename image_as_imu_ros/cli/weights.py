@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
         fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
                          help='folder of photographs and panoramas')
+        if action == 'fit-critic':
+            fit.add_argument('--keyframes', type=Path, metavar='DIR',
+                             help='views of rooms, of `synthesize --preset keyframes`, to add')
         fit.add_argument('--images', type=int, default=images, metavar='N',
                          help=f'images to fit on (default: {images})')
         fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
@@ -66,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         tensors, metadata = weights.read_tensors(arguments.weights)
         network = CompactNetwork()
         weights.load_strictly(network, tensors, arguments.weights)
-        error = fit_critic(network.eval(), arguments.assets, arguments.images, arguments.seed)
+        error = fit_critic(network.eval(), arguments.assets, arguments.images, arguments.seed,
+                           arguments.keyframes)
         digest = weights.export_weights(network.state_dict(), arguments.output, {
             **metadata, 'critic_images': str(arguments.images),
             'critic_seed': str(arguments.seed), 'critic_error': f'{error:.4f}'})

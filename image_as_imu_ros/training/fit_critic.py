@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.geometry.blur_solver import (
     CHOICES,
     FINALISTS,
@@ -22,12 +23,11 @@ from image_as_imu_ros.geometry.blur_solver import (
     solve_blur,
 )
 from image_as_imu_ros.model.length_critic import CHANNELS, LengthCritic, hill_features
-from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
-from image_as_imu_ros.synthesis.blur import Sample, render, sample_camera, sample_motion
-from image_as_imu_ros.synthesis.textures import load_textures, procedural_texture
+from image_as_imu_ros.model.network import CellDistributions, CompactNetwork
+from image_as_imu_ros.synthesis.blur import Sample
+from image_as_imu_ros.training.dataset import CropFactory
 
 WIDTH_PX, HEIGHT_PX = 320, 224
-PROCEDURAL = 0.25
 TOLERANCE = 0.1
 """Error of the motion field, relative to it, at which an answer's worth is down to two thirds."""
 NOT_A_HILL = 9.0
@@ -35,16 +35,6 @@ NOT_A_HILL = 9.0
 EPOCHS = 20
 BATCH = 64
 LEARNING_RATE = 3e-3
-
-
-def whole_image(seed: int, index: int, textures: list[np.ndarray]) -> Sample:
-    """Image `index` of a seed, with its motion."""
-    rng = np.random.default_rng([seed, index])
-    camera = sample_camera(rng, WIDTH_PX, HEIGHT_PX)
-    motion = sample_motion(rng, camera.fx_px)
-    texture = procedural_texture(rng) if rng.random() < PROCEDURAL \
-        else textures[rng.integers(len(textures))]
-    return render(rng, texture, camera, motion, STRIDE_PX)
 
 
 def judged_hills(distributions: CellDistributions,
@@ -100,22 +90,25 @@ def median_error(critic: LengthCritic, features: Tensor, errors: Tensor) -> floa
     return errors.flatten(1).gather(1, chosen).median().item()
 
 
-def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int) -> float:
+def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int,
+               keyframes: Path | None = None) -> float:
     """
     Fit the critic in place.
 
     :param assets: photographs and panoramas
+    :param keyframes: views of rooms; None uses flat scenes alone
     :param images: whole images to fit on; a fifth as many held-out ones are scored
     :returns: median relative error of the motion field on the held-out images
     :raises DataFormatError: if there are no photographs
     """
     distributions = CellDistributions(network.fused(), half=False).traced()
+    config = TrainingConfig(seed=seed, width=WIDTH_PX, height=HEIGHT_PX)
     shares = ((False, images, 'solving'), (True, max(images // 5, 1), 'held out'))
     sets = []
     with torch.inference_mode():
         for held_out, count, name in shares:
-            textures = load_textures(assets, held_out)
-            parts = [judged_hills(distributions, whole_image(2 * seed + held_out, index, textures))
+            scenes = CropFactory(config, assets, held_out, keyframes)
+            parts = [judged_hills(distributions, scenes.crop(index))
                      for index in tqdm(range(count), name, unit='image')]
             sets.append([np.stack(part) for part in zip(*parts)])
     (features, errors), held_out = ([torch.from_numpy(part) for part in each] for each in sets)
