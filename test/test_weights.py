@@ -17,6 +17,7 @@ from image_as_imu_ros.geometry.displacement_bins import BINS
 from image_as_imu_ros.model import weights
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.network import (
+    CellDistributions,
     CompactNetwork,
     DirectionalStructure,
     structure_offsets,
@@ -171,6 +172,12 @@ def test_networks_of_any_width_and_backbone_come_back_and_estimate(
     assert gyroscope.weights.network.architecture == architecture
     assert gyroscope.weights.network.head[0].in_channels == 24
     assert np.isfinite(gyroscope.estimate(blurred_frames[0]).angular_velocity_rad_s).all()
+    # traced with a small square image, used with others
+    distributions = CellDistributions(gyroscope.weights.network, half=False)
+    image = torch.rand(1, 1, 104, 136, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(distributions.traced()(image), distributions(image),
+                                   atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['no_such_model', 'vit_tiny_patch16_224',

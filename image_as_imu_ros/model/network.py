@@ -320,4 +320,5 @@ class CellDistributions(nn.Module):
             # torch.export, the successor, needs a C++ compiler to make code as quick
             warnings.simplefilter('ignore', FutureWarning)
             example = torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
-            return torch.jit.freeze(torch.jit.trace(self.eval(), example))
+            # unchecked: running it twice more to compare doubles the time to start
+            return torch.jit.freeze(torch.jit.trace(self.eval(), example, check_trace=False))
