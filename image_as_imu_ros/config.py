@@ -43,6 +43,9 @@ def check(config: Any) -> None:
             with contextlib.suppress(ValueError):
                 value = float(value)
                 object.__setattr__(config, entry.name, value)
+        if kind is tuple and type(value) is list:  # YAML has no other
+            value = tuple(value)
+            object.__setattr__(config, entry.name, value)
         if type(value) is not kind:
             raise ConfigError(
                 f'{entry.name}: {value!r} is a {type(value).__name__}, expected {kind.__name__}')
@@ -123,28 +126,52 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the compact network is trained on synthetic blur."""
+    """How a network is trained: the compact one on synthetic blur, unless told otherwise."""
 
-    crops: int = setting(400_000, 'training images in all; the schedule is laid over them', low=1)
-    batch: int = setting(8, 'images per step', low=1, high=4096)
+    architecture: str = setting(
+        'compact-3', 'what to train: compact-3, timm:NAME for a timm backbone, or reference, '
+        "which learns by the paper's losses")
+    widths: tuple = setting((32, 64, 96, 128), 'channels at strides 4, 8, 16 and 32 (of timm '
+                            'backbones, of their decoder); the reference network has its own')
+    initial: str = setting('', 'weights to start from: .safetensors, checkpoint.pt of a run, or '
+                           'a plain state dict of the encoder alone')
+    crops: int = setting(400_000, 'training images in all, rounded up to whole batches; the '
+                         'schedule is laid over them', low=1)
+    epochs: int = setting(0, 'passes over recorded images, which then decide on the crops', low=0)
+    batch: int = setting(8, 'images per step, of all processes together', low=1, high=4096)
     width: int = setting(160, 'image width, a multiple of 32', unit='px', low=64, high=1024)
     height: int = setting(128, 'image height, a multiple of 32', unit='px', low=64, high=1024)
     learning_rate: float = setting(1.5e-3, 'peak of the schedule', low=0.0, high=1.0)
+    schedule: str = setting(
+        'trapezoid', 'of the learning rate: trapezoid by `warmup` and `decay`, cosine after '
+        '`warmup`, or one-cycle', one_of=('trapezoid', 'cosine', 'one-cycle'))
     weight_decay: float = setting(0.02, 'of AdamW', low=0.0, high=1.0)
+    gradient_norm: float = setting(1.0, 'longer gradients are cut to this', low=1e-6, high=1e6)
     warmup: float = setting(0.01, 'share of the crops over which the rate rises',
                             low=0.0, high=1.0)
     decay: float = setting(0.6, 'share of the crops, at the end, over which the rate falls to 0',
                            low=0.0, high=1.0)
     ema_crops: float = setting(6400.0, 'time constant of the averaged weights, in crops',
                                low=1.0, high=1e9)
+    flow_weight: float = setting(1e-4, 'of the flow in the loss of the reference network',
+                                 low=0.0, high=1e6)
+    depth_weight: float = setting(1e-3, 'of the depth in it', low=0.0, high=1e6)
+    pose_weight: float = setting(0.0, 'of the pose that its linear solver finds', low=0.0,
+                                 high=1e6)
     procedural: float = setting(0.3, 'share of drawn textures, the rest being photographs',
                                 low=0.0, high=1.0)
     rooms: float = setting(0.3, 'share of rendered rooms, where there are keyframes of some',
                            low=0.0, high=1.0)
     validation: int = setting(256, 'held-out images scored at each checkpoint', low=1)
+    overfit: int = setting(0, 'train on so many fixed images, until the loss has fallen; 0 trains '
+                           'as usual', low=0)
+    overfit_share: float = setting(0.15, 'of the first loss, below which overfitting ends',
+                                   low=0.0, high=1.0)
     checkpoint_minutes: float = setting(5.0, 'time between checkpoints', unit='min',
                                         low=0.01, high=1e4)
-    workers: int = setting(2, 'processes that synthesize', low=0, high=256)
+    tensorboard: bool = setting(False, 'write scalars and pictures for TensorBoard')
+    workers: int = setting(2, 'processes that synthesize, for each one that trains', low=0,
+                           high=256)
     seed: int = setting(1, 'of everything random', low=0)
 
     def __post_init__(self) -> None:

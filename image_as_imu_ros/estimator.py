@@ -13,7 +13,7 @@ from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution
 from image_as_imu_ros.geometry.camera import WorkingCamera
-from image_as_imu_ros.model.architectures import ARCHITECTURES
+from image_as_imu_ros.model.architectures import architecture_of
 from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
@@ -84,8 +84,8 @@ class VisualGyroscope:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.weights = load_weights(config.weights)
-        self._architecture = ARCHITECTURES[self.weights.architecture](self.weights.network,
-                                                                      self.device)
+        self._architecture = architecture_of(self.weights.network)(self.weights.network,
+                                                                   self.device)
         self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray]] = {}
 
     def observe(self, frame: Frame) -> BlurObservation:

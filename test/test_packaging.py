@@ -33,6 +33,7 @@ ROSDEP_KEYS = {'cv2': 'python3-opencv', 'matplotlib': 'python3-matplotlib',
                'scipy': 'python3-scipy', 'tf2_ros': 'tf2_ros_py', 'timm': 'python3-timm-pip',
                'torch': 'python3-torch', 'tqdm': 'python3-tqdm', 'yaml': 'python3-yaml'}
 BROUGHT_BY_TIMM = {'safetensors'}  # which has no rosdep key of its own
+EXTRAS = {'accelerate': 'train', 'embreex': 'rooms'}  # what nobody needs who only uses the trained network
 
 
 def third_party_imports() -> set[str]:
@@ -87,9 +88,8 @@ def test_manifest_declares_an_interface_package(manifest: ElementTree.Element) -
 def test_manifest_declares_every_import(manifest: ElementTree.Element) -> None:
     declared = {element.text for kind in ('depend', 'exec_depend')
                 for element in manifest.findall(kind)}
-    optional = set(project_setting('options.extras_require', 'rooms').split())
     needed = {ROSDEP_KEYS.get(name, name)
-              for name in third_party_imports() - BROUGHT_BY_TIMM - optional}
+              for name in third_party_imports() - BROUGHT_BY_TIMM - EXTRAS.keys()}
     assert needed <= declared
 
 
@@ -99,6 +99,12 @@ def test_wheel_declares_every_import() -> None:
     python = {name for name, key in ROSDEP_KEYS.items() if key.startswith('python3-')}
     needed = third_party_imports() & (python | BROUGHT_BY_TIMM)
     assert {PYPI_NAMES.get(name, name) for name in needed} == declared
+
+
+def test_extras_declare_what_they_bring() -> None:
+    for name, extra in EXTRAS.items():
+        assert name in third_party_imports()
+        assert name in project_setting('options.extras_require', extra)
 
 
 def test_cmake_builds_every_message() -> None:

@@ -2,6 +2,11 @@
 
 import csv
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,13 +15,14 @@ import torch
 
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.config import TrainingConfig
-from image_as_imu_ros.errors import WeightsError
+from image_as_imu_ros.errors import ConfigError, WeightsError
 from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements, interpolation
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.network import CompactNetwork
 from image_as_imu_ros.model.weights import export_weights
 from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training import train as training
+from image_as_imu_ros.training.checkpoint import read_checkpoint, write_checkpoint
 from image_as_imu_ros.training.dataset import CropBatches, CropFactory
 from image_as_imu_ros.training.losses import (
     RIVALS,
@@ -24,10 +30,12 @@ from image_as_imu_ros.training.losses import (
     motion_loss,
     rival_motions,
 )
+from image_as_imu_ros.training.pictures import double_angle, flow_picture
 from image_as_imu_ros.training.train import learning_rate, train
 from image_as_imu_ros.types import CameraIntrinsics
 
-TINY = {'width': 64, 'height': 64, 'batch': 8, 'workers': 0, 'validation': 32,
+CHECKOUT = Path(__file__).resolve().parents[1]
+TINY = {'width': 64, 'height': 64, 'batch': 8, 'workers': 0, 'validation': 4,
         'ema_crops': 64.0, 'checkpoint_minutes': 1000.0, 'procedural': 1.0}
 
 
@@ -47,6 +55,24 @@ def test_learning_rate_rises_holds_and_falls():
 def test_learning_rate_without_warm_up_and_decay_is_constant():
     config = TrainingConfig(crops=1000, learning_rate=0.01, warmup=0.0, decay=0.0)
     assert {learning_rate(config, crops) for crops in (0, 500, 1000)} == {0.01}
+
+
+def test_one_cycle_is_that_of_torch():
+    config = TrainingConfig(crops=1000, learning_rate=0.01, schedule='one-cycle')
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=1001)
+    for crops in range(1001):
+        expected = scheduler.get_last_lr()[0]
+        assert learning_rate(config, crops) == pytest.approx(expected, abs=1e-4), crops
+        if crops < 1000:
+            optimizer.step()
+            scheduler.step()
+
+
+def test_cosine_rises_and_falls_to_zero():
+    config = TrainingConfig(crops=1000, learning_rate=0.01, warmup=0.2, schedule='cosine')
+    rates = [learning_rate(config, crops) for crops in (0, 100, 200, 400, 600, 1000)]
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.01 * (2 + 2 ** 0.5) / 4, 0.005, 0], abs=1e-9)
 
 
 def test_loss_of_ignorance_is_the_logarithm_of_the_bins():
@@ -146,26 +172,26 @@ def test_batches_go_on_where_they_are_told_to():
 def test_short_training_learns(tmp_path, monkeypatch):
     pans = 0.06 * np.eye(6)[:2]  # few motions, so that little training goes a long way
     monkeypatch.setattr(dataset, 'sample_motion', lambda rng, focal_px: rng.choice(pans))
-    config = TrainingConfig(crops=240, learning_rate=3e-3, **TINY)
-    loss = train(config, tmp_path)
+    config = TrainingConfig(crops=240, learning_rate=3e-3, **{**TINY, 'validation': 32})
+    score = train(config, tmp_path)
     (row,) = csv.reader((tmp_path / 'log.csv').open())
     cells, motions = map(float, row[3:5])
-    assert int(row[0]) == 240 and cells + motions == pytest.approx(loss, abs=1e-3)
+    assert int(row[0]) == 240 and cells + motions == pytest.approx(score.loss, abs=1e-2)
     # an untrained network knows nothing: log(505) = 6.2 nats, and 4 log 2 = 2.8
     assert cells < 4.5 and motions < 2.4
 
 
 def test_interrupted_training_ends_with_the_same_weights(tmp_path):
-    config = TrainingConfig(crops=48, **TINY)
+    config = TrainingConfig(crops=24, **TINY)
     train(config, tmp_path / 'whole')
     # out of time after every step, until the whole is done
     steps = 0
     checkpoint = tmp_path / 'parts' / 'checkpoint.pt'
-    while not checkpoint.exists() or training.read_checkpoint(checkpoint)['crops'] < 48:
+    while not checkpoint.exists() or read_checkpoint(checkpoint)['crops'] < 24:
         train(config, tmp_path / 'parts', max_minutes=0.0)
         steps += 1
-    assert steps == 6
-    whole, parts = (training.read_checkpoint(tmp_path / name / 'checkpoint.pt')
+    assert steps == 3
+    whole, parts = (read_checkpoint(tmp_path / name / 'checkpoint.pt')
                     for name in ('whole', 'parts'))
     for key in ('network', 'average'):
         assert whole[key].keys() == parts[key].keys()
@@ -176,12 +202,13 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path):
 @pytest.mark.parametrize('kind', ['checkpoint.pt', 'weights.safetensors'])
 def test_training_starts_from_the_average_of_another_run(tmp_path, kind):
     train(TrainingConfig(crops=8, **TINY), tmp_path / 'first')
-    first = training.read_checkpoint(tmp_path / 'first' / 'checkpoint.pt')['average']
+    first = read_checkpoint(tmp_path / 'first' / 'checkpoint.pt')['average']
     initial = tmp_path / 'first' / kind
     if kind.endswith('.safetensors'):
         export_weights(first, initial, {})
-    train(TrainingConfig(crops=8, learning_rate=0.0, **TINY), tmp_path / 'second', initial=initial)
-    second = training.read_checkpoint(tmp_path / 'second' / 'checkpoint.pt')['network']
+    train(TrainingConfig(crops=8, learning_rate=0.0, initial=str(initial), **TINY),
+          tmp_path / 'second')
+    second = read_checkpoint(tmp_path / 'second' / 'checkpoint.pt')['network']
     torch.testing.assert_close(second['head.2.weight'], first['head.2.weight'],
                                atol=1e-3, rtol=1e-3)
 
@@ -190,7 +217,7 @@ def test_training_starts_from_the_average_of_another_run(tmp_path, kind):
 def test_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
     checkpoint = tmp_path / 'checkpoint.pt'
     if content is None:  # cut short while it was copied
-        training.write_checkpoint(checkpoint, {'architecture': CompactNetwork.architecture,
+        write_checkpoint(checkpoint, {'architecture': CompactNetwork.architecture,
                                                'network': {'weight': torch.zeros(1000)}})
         content = checkpoint.read_bytes()[:2000]
     checkpoint.write_bytes(content)
@@ -201,7 +228,7 @@ def test_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path):
-    training.write_checkpoint(tmp_path / 'checkpoint.pt', {'architecture': 'grand-9'})
+    write_checkpoint(tmp_path / 'checkpoint.pt', {'architecture': 'grand-9'})
     with pytest.raises(WeightsError, match='grand-9'):
         train(TrainingConfig(crops=8, **TINY), tmp_path)
 
@@ -212,7 +239,101 @@ def test_verb_trains_with_settings_from_a_file_and_the_command_line(tmp_path, ca
     assert main(['train', str(tmp_path / 'run'), '--config', str(settings),
                  '--set', 'validation=8']) == 0
     assert 'validation loss' in capsys.readouterr().out
-    state = training.read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')
+    state = read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')
     assert state['crops'] == 16 and state['config']['validation'] == 8
     assert main(['train', str(tmp_path / 'run'), '--set', 'crop=16']) == 1
     assert 'crop' in capsys.readouterr().err
+
+
+def test_overfitting_recovers_a_known_motion_with_the_solver(tmp_path, monkeypatch, capsys):
+    known = np.array([[0.06, 0.0, 0.15, 0.0, 0.0, 0.0], [0.0, 0.07, -0.15, 0.0, 0.0, 0.0]])
+    monkeypatch.setattr(dataset, 'sample_motion', lambda rng, focal_px: known[rng.integers(2)])
+    settings = {**TINY, 'crops': 400, 'batch': 4, 'width': 128, 'height': 96,
+                'learning_rate': 3e-3, 'overfit_share': 0.14}
+    command = ['train', str(tmp_path), '--overfit', '4']
+    for name, value in settings.items():
+        command += ['--set', f'{name}={value}']
+    assert main(command) == 0
+    state = read_checkpoint(tmp_path / 'checkpoint.pt')
+    assert state['crops'] < 400, 'the loss did not fall'
+    # an untrained network says next to nothing: loss 9 nats, error 100 %
+    assert state['validation_loss'] < 2.5 and state['rotation_error'] < 0.2
+    assert 'on the images trained on' in capsys.readouterr().out
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    train(TrainingConfig(crops=16, tensorboard=True, **TINY), tmp_path)
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    assert {'training_loss/cells', 'training_loss/sum', 'learning_rate', 'crops_per_s',
+            'held_out_loss/motions', 'rotation_error'} <= set(events.Tags()['scalars'])
+    (picture,) = events.Images('held_out')
+    assert (picture.step, picture.height, picture.width) == (16, 4 * 64, 3 * 64)
+
+
+@pytest.mark.parametrize('missing, setting, extra', [
+    ('accelerate', 'seed=1', 'train'), ('torch.utils.tensorboard', 'tensorboard=true',
+                                        'tensorboard')])
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, capsys, missing, setting, extra):
+    monkeypatch.setitem(sys.modules, missing, None)
+    tiny = [word for name, value in TINY.items() for word in ('--set', f'{name}={value}')]
+    assert main(['train', str(tmp_path), *tiny, '--set', setting]) == 1
+    assert f"pip install 'image_as_imu_ros[{extra}]'" in capsys.readouterr().err
+    assert not (tmp_path / 'checkpoint.pt').exists()
+
+
+def test_pictures_show_either_sign_alike_and_length_as_brightness():
+    flow_px = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 10.0], [20.0, 0.0], [0.0, 0.0]])
+    colours = flow_picture(double_angle(flow_px)[None, None])[0, :, 0].T
+    torch.testing.assert_close(colours[0], colours[1])
+    torch.testing.assert_close(colours[3], 2 * colours[0])
+    torch.testing.assert_close(colours[0], torch.tensor([1 / 3, 0.0, 0.0]))
+    torch.testing.assert_close(colours[2], torch.tensor([0.0, 1 / 3, 1 / 3]))
+    assert not colours[4].any()
+
+
+TRAIN_AND_NOTE = """
+import os, sys
+from pathlib import Path
+from image_as_imu_ros.config import TrainingConfig
+from image_as_imu_ros.training import dataset
+from image_as_imu_ros.training.train import train
+folder, settings = Path(sys.argv[1]), eval(sys.argv[2])
+crop = dataset.CropFactory.crop
+def noted(factory, index):
+    if factory.seed == 2:  # not those held out
+        with (folder / f'crops_{os.environ["RANK"]}').open('a') as file:
+            file.write(f'{index}\\n')
+    return crop(factory, index)
+dataset.CropFactory.crop = noted
+train(TrainingConfig(**settings), folder / 'run', max_minutes=0.0)
+"""
+
+
+def test_two_processes_share_the_crops_and_one_goes_on_without_them(tmp_path, monkeypatch):
+    settings, script = {**TINY, 'crops': 24, 'seed': 1}, tmp_path / 'train.py'
+    script.write_text(TRAIN_AND_NOTE)
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(script), str(tmp_path), repr(settings)],
+        cwd=CHECKOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(CHECKOUT)},
+        capture_output=True, text=True, timeout=150)
+    assert result.returncode == 0, result.stderr
+    shares = [(tmp_path / f'crops_{rank}').read_text().split() for rank in (0, 1)]
+    assert shares == [['0', '1', '2', '3'], ['4', '5', '6', '7']]
+    assert read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['crops'] == 8
+    assert len((tmp_path / 'run' / 'log.csv').read_text().splitlines()) == 1
+
+    seen, crop = [], CropFactory.crop
+    monkeypatch.setattr(CropFactory, 'crop', lambda factory, index: (
+        seen.append(index) if factory.seed == 2 else None, crop(factory, index))[1])
+    train(TrainingConfig(**settings), tmp_path / 'run')
+    assert seen == list(range(8, 24))
+    assert read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['crops'] == 24
+
+
+def test_batches_that_processes_cannot_share_are_refused(tmp_path, monkeypatch):
+    trio = SimpleNamespace(process_index=0, num_processes=3, is_main_process=True)
+    monkeypatch.setattr(training, 'make_accelerator', lambda device: trio)
+    with pytest.raises(ConfigError, match='8 images cannot be shared evenly by 3 processes'):
+        train(TrainingConfig(crops=8, **TINY), tmp_path)

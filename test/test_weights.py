@@ -9,15 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from image_as_imu_ros.cli.main import main
-from image_as_imu_ros.errors import WeightsError
+from image_as_imu_ros.cli.train import RECIPES
+from image_as_imu_ros.config import EstimatorConfig, TrainingConfig, load
+from image_as_imu_ros.errors import ConfigError, WeightsError
+from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.geometry.displacement_bins import BINS
 from image_as_imu_ros.model import weights
+from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.network import (
+    CellDistributions,
     CompactNetwork,
     DirectionalStructure,
     structure_offsets,
 )
-from image_as_imu_ros.training.train import write_checkpoint
+from image_as_imu_ros.training.checkpoint import write_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -142,9 +147,50 @@ def test_truncated_file_is_refused(file, length):
 def test_other_architecture_is_refused(file, metadata):
     save_file(load_file(file), file, metadata)
     named = metadata['architecture'] if metadata else 'None'
-    runs = f'"{CompactNetwork.architecture}" and "reference"'
-    with pytest.raises(WeightsError, match=f'for architecture "{named}".*{runs}'):
+    known = f'"{CompactNetwork.architecture}", "reference" and "timm:NAME"'
+    with pytest.raises(WeightsError, match=f'architecture "{named}" is unknown.*{known}'):
         weights.load_weights(str(file))
+
+
+@pytest.mark.parametrize('widths', ['7', '[32, 64]', 'wide', '["a", 1, 1, 1]', '[0, 1, 1, 1]'])
+def test_senseless_widths_are_refused(file, widths):
+    save_file(load_file(file), file,
+              {'architecture': CompactNetwork.architecture, 'widths': widths})
+    with pytest.raises(WeightsError, match='cannot use weights .*mine.safetensors'):
+        weights.load_weights(str(file))
+
+
+@pytest.mark.parametrize('architecture', [CompactNetwork.architecture, 'timm:resnet10t'])
+def test_networks_of_any_width_and_backbone_come_back_and_estimate(
+        architecture, tmp_path, blurred_frames):
+    widths = (16, 24, 32, 40)
+    network = build_network(architecture, widths)
+    weights.export_weights(network.state_dict(), tmp_path / 'out.safetensors',
+                           {'architecture': architecture, 'widths': json.dumps(widths)})
+    gyroscope = VisualGyroscope(EstimatorConfig(
+        weights=str(tmp_path / 'out.safetensors'), device='cpu', threads=1))
+    assert gyroscope.weights.network.architecture == architecture
+    assert gyroscope.weights.network.head[0].in_channels == 24
+    assert np.isfinite(gyroscope.estimate(blurred_frames[0]).angular_velocity_rad_s).all()
+    # traced with a small square image, used with others
+    distributions = CellDistributions(gyroscope.weights.network, half=False)
+    image = torch.rand(1, 1, 104, 136, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(distributions.traced()(image), distributions(image),
+                                   atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['no_such_model', 'vit_tiny_patch16_224',
+                                  'swin_tiny_patch4_window7_224'])
+def test_unsuited_backbones_are_refused(name):
+    with pytest.raises(ConfigError, match=f'architecture "timm:{name}" cannot be built'):
+        build_network(f'timm:{name}')
+
+
+def test_the_accurate_network_fits_into_20_mb():
+    recipe = load(TrainingConfig, RECIPES / 'accurate.yaml')
+    network = build_network(recipe.architecture, recipe.widths)
+    assert 8e6 < sum(parameter.numel() for parameter in network.parameters()) < 10e6
 
 
 def test_weights_that_lack_a_layer_are_refused(file):
@@ -163,6 +209,7 @@ def test_verb_exports_the_average_of_a_checkpoint(network, gray, tmp_path, capsy
     assert main(['weights', 'export', str(checkpoint), str(output), '--note', 'licence=MIT']) == 0
     assert 'sha256' in capsys.readouterr().out
     metadata = weights.load_weights(str(output)).metadata
+    assert metadata['widths'] == '[32, 64, 96, 128]'
     assert metadata['crops'] == '640' and metadata['licence'] == 'MIT'
     assert json.loads(metadata['config']) == {'seed': 4}
 

@@ -17,7 +17,8 @@ VERBS = {
     'play': 'publish a rosbag2 over DDS in real time',
     'demo': 'the whole path, from a recording over ROS 2 to a plot',
     'synthesize': 'write a simulated recording with its exact motion',
-    'train': 'train a network on synthetic blur',
+    'train': 'train a network on synthetic blur or labelled recordings',
+    'pseudo-labels': 'label a recording with a trained network, to train on it',
     'benchmark': 'time the pipeline, stage by stage',
     'weights': 'list or verify the shipped weights, or export trained ones',
 }
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, summary in VERBS.items():
         verb_parser = verbs.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            verb = importlib.import_module(f'image_as_imu_ros.cli.{name}')
+            verb = importlib.import_module(f'image_as_imu_ros.cli.{name.replace("-", "_")}')
             verb.add_arguments(verb_parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)

@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             ('fit', 1300, "fit the matched filter of the blur's length"),
             ('fit-critic', 10000, "fit the critic of the blur's length")):
         fit = actions.add_parser(action, help=f'{text} to whole synthetic images')
-        fit.add_argument('weights', type=Path, metavar='IN', help='.safetensors file')
+        fit.add_argument('weights', metavar='IN',
+                         help='shipped weights by name, or a .safetensors file')
         fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
         fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
                          help='folder of photographs and panoramas')
@@ -52,36 +53,33 @@ def run(arguments: argparse.Namespace) -> None:
         print(f'{output}: sha256 {digest}')
         return
     if arguments.action == 'fit':
-        from image_as_imu_ros.model.network import CompactNetwork
         from image_as_imu_ros.training.fit_filter import fit_filter
-        tensors, metadata = weights.read_tensors(arguments.weights)
-        network = CompactNetwork()
-        weights.load_strictly(network, tensors, arguments.weights)
-        loss = fit_filter(network, arguments.assets, arguments.images, arguments.seed)
-        digest = weights.export_weights(network.state_dict(), arguments.output, {
-            **metadata, 'filter_images': str(arguments.images),
+        loaded = weights.load_weights(arguments.weights)
+        loss = fit_filter(loaded.network, arguments.assets, arguments.images, arguments.seed)
+        digest = weights.export_weights(loaded.network.state_dict(), arguments.output, {
+            **loaded.metadata, 'filter_images': str(arguments.images),
             'filter_seed': str(arguments.seed), 'filter_loss': f'{loss:.4f}'})
         print(f'{arguments.output}: sha256 {digest}; held-out loss {loss:.4f} nats')
         return
     if arguments.action == 'fit-critic':
-        from image_as_imu_ros.model.network import CompactNetwork
         from image_as_imu_ros.training.fit_critic import fit_critic
-        tensors, metadata = weights.read_tensors(arguments.weights)
-        network = CompactNetwork()
-        weights.load_strictly(network, tensors, arguments.weights)
-        error = fit_critic(network.eval(), arguments.assets, arguments.images, arguments.seed,
+        loaded = weights.load_weights(arguments.weights)
+        error = fit_critic(loaded.network, arguments.assets, arguments.images, arguments.seed,
                            arguments.keyframes)
-        digest = weights.export_weights(network.state_dict(), arguments.output, {
-            **metadata, 'critic_images': str(arguments.images),
+        digest = weights.export_weights(loaded.network.state_dict(), arguments.output, {
+            **loaded.metadata, 'critic_images': str(arguments.images),
             'critic_seed': str(arguments.seed), 'critic_error': f'{error:.4f}'})
         print(f'{arguments.output}: sha256 {digest}; held-out error of the motion field, '
               f'median {100 * error:.0f} %')
         return
     if arguments.action == 'export':
-        from image_as_imu_ros.training.train import read_checkpoint
+        from image_as_imu_ros.model.network import WIDTHS
+        from image_as_imu_ros.training.checkpoint import read_checkpoint
         state = read_checkpoint(arguments.checkpoint)
         notes = dict(note.split('=', 1) for note in arguments.note)
         digest = weights.export_weights(state['average'], arguments.output, {
+            'architecture': state['architecture'],
+            'widths': json.dumps(state['config'].get('widths', WIDTHS)),
             'crops': str(state['crops']), 'config': json.dumps(state['config']),
             'validation_loss': f'{state["validation_loss"]:.4f}', **notes})
         print(f'{arguments.output}: sha256 {digest}')

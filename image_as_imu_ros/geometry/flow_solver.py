@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from image_as_imu_ros.geometry.blur_solver import CELLS_PER_WITNESS, SHARED_ERROR_PX, BlurSolution
+from image_as_imu_ros.geometry.blur_solver import BlurSolution
 
 BORDER_PX = 20
 SAMPLE_STEP = 10
-PIXELS_PER_WITNESS = CELLS_PER_WITNESS * 8 ** 2
+PIXELS_PER_WITNESS = 1536.0
 """Neighbouring pixels err together: so many count as one independent witness."""
+SHARED_ERROR_PX = 1.0
+"""Error of the flow that all pixels share."""
 INLIER_PX = 2.0
 DEPTH_RANGE_M = (0.01, 1e4)
 

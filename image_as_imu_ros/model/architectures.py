@@ -1,7 +1,8 @@
 """
 How each architecture turns an image into a motion.
 
-The metadata of a weights file names its architecture; what differs between them is all here.
+The metadata of a weights file names its architecture; what differs between them in use is all
+here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution, Hills, solve_blur
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import hill_features
-from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
+from image_as_imu_ros.model.network import (
+    STRIDE_PX,
+    WIDTHS,
+    CellDistributions,
+    CompactNetwork,
+    DisplacementNetwork,
+)
 from image_as_imu_ros.model.reference import ReferenceNetwork
+from image_as_imu_ros.model.timm_network import PREFIX, TimmNetwork
 from image_as_imu_ros.types import CameraIntrinsics
 
 
@@ -30,7 +39,6 @@ class Architecture(Protocol):
     :param device: torch device
     """
 
-    network: ClassVar[type[nn.Module]]
     colour: ClassVar[bool]
     """Whether it sees the working image in RGB rather than in gray."""
 
@@ -47,13 +55,12 @@ class Architecture(Protocol):
         """Find the motion that the output tells; `start` (6,) is a further starting point."""
 
 
-class Compact:
+class Distributions:
     """Distributions of displacements per cell of a gray image, and maximum a posteriori."""
 
-    network = CompactNetwork
     colour = False
 
-    def __init__(self, network: CompactNetwork, device: str) -> None:
+    def __init__(self, network: DisplacementNetwork, device: str) -> None:
         self._device = device
         self._critic = copy.deepcopy(network.critic).to('cpu')
         network = network.fused().to(device, memory_format=torch.channels_last)
@@ -90,7 +97,6 @@ class Compact:
 class Reference:
     """The paper's flow and depth of an RGB image, and linear least squares."""
 
-    network = ReferenceNetwork
     colour = True
 
     def __init__(self, network: ReferenceNetwork, device: str) -> None:
@@ -118,8 +124,31 @@ class Reference:
         return solve_flow(*output, matrix)
 
 
-ARCHITECTURES: dict[str, type[Architecture]] = {
-    kind.network.architecture: kind for kind in (Compact, Reference)}
+KNOWN = f'"{CompactNetwork.architecture}", "{ReferenceNetwork.architecture}" and ' \
+    f'"{PREFIX}NAME" of a timm backbone'
+
+
+def architecture_of(network: nn.Module) -> type[Architecture]:
+    """How a network's output becomes a motion."""
+    return Reference if isinstance(network, ReferenceNetwork) else Distributions
+
+
+def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS) -> nn.Module:
+    """
+    Make a network by the name of its architecture, untrained.
+
+    :param widths: channels at strides 4, 8, 16 and 32; the reference network has its own
+    :raises ConfigError: if there is no such architecture, or it does not take these widths
+    """
+    if architecture == ReferenceNetwork.architecture:
+        return ReferenceNetwork()
+    if len(widths) != len(WIDTHS) or min(widths) < 1:
+        raise ConfigError(f'widths: {list(widths)} are not {len(WIDTHS)} numbers of channels')
+    if architecture == CompactNetwork.architecture:
+        return CompactNetwork(widths)
+    if architecture.startswith(PREFIX):
+        return TimmNetwork(architecture.removeprefix(PREFIX), widths)
+    raise ConfigError(f'architecture "{architecture}" is unknown; known are {KNOWN}')
 
 
 def _cpu_computes_bfloat16() -> bool:

@@ -1,4 +1,8 @@
-"""The compact network: gray image in, distribution of unsigned displacements per cell out."""
+"""
+Gray image in, distribution of unsigned displacements per cell out: the compact network.
+
+`DisplacementNetwork` is what it shares with the networks around timm's backbones.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ LAGS_PX = (1, 2, 4, 8, 16, 32)
 DIRECTIONS = 8
 STRIDE_PX = 8
 """Side of the cells that the network's output describes."""
+WIDTHS = (32, 64, 96, 128)
+"""Channels of the shipped compact network at strides 4, 8, 16 and 32."""
 
 
 def structure_offsets() -> list[tuple[int, int, int]]:
@@ -191,31 +197,44 @@ def conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
         nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
-class CompactNetwork(nn.Module):
+class DisplacementNetwork(nn.Module):
     """
-    U-Net at strides 4 to 32 over the directional structure features, with a matched filter.
+    Fixed front ends, a decoder to stride 8 and the matched filter, around an encoder.
 
-    Its critic judges what the solver makes of the output; `forward` does without.
+    A subclass adds the encoder, then calls `add_decoder`. The critic judges what the solver makes
+    of the output; `forward` does without, and training leaves it alone.
     """
 
-    architecture = 'compact-3'
+    architecture: str
 
-    def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        w4, w8, w16, w32 = widths
         self.structure, self.correlation = DirectionalStructure(), DerivativeCorrelation()
-        self.stage4 = nn.Sequential(nn.BatchNorm2d(DirectionalStructure.channels),
-                                    conv(DirectionalStructure.channels, w4), conv(w4, w4))
-        self.stage8 = nn.Sequential(conv(w4, w8, 2), ResidualBlock(w8))
-        self.stage16 = nn.Sequential(conv(w8, w16, 2), ResidualBlock(w16), ResidualBlock(w16))
-        self.stage32 = nn.Sequential(conv(w16, w32, 2), ResidualBlock(w32), ResidualBlock(w32))
-        self.up16 = nn.Sequential(conv(w32 + w16, w16), ResidualBlock(w16))
-        self.up8 = nn.Sequential(conv(w16 + w8, w8), ResidualBlock(w8))
+
+    def add_decoder(self, channels: tuple[int, int, int], widths: tuple[int, int]) -> None:
+        """
+        Add what follows the encoder.
+
+        :param channels: of the encoder's features at strides 8, 16 and 32
+        :param widths: of the decoder at strides 8 and 16
+        """
+        (c8, c16, c32), (w8, w16) = channels, widths
+        self.up16 = nn.Sequential(conv(c32 + c16, w16), ResidualBlock(w16))
+        self.up8 = nn.Sequential(conv(w16 + c8, w8), ResidualBlock(w8))
         self.head = nn.Sequential(nn.Conv2d(w8, 2 * w8, 1), nn.ReLU(inplace=True),
                                   nn.Conv2d(2 * w8, BINS, 1))
         self.template = nn.Conv2d(DerivativeCorrelation.channels, BINS, 1, bias=False)
         self.template.weight.data[..., 0, 0] = self.correlation.matched_filter()
-        self.critic = LengthCritic()
+        self.critic = LengthCritic().requires_grad_(False)
+
+    def encode(self, structure: Tensor, gray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Features at strides 8, 16 and 32.
+
+        :param structure: of `DirectionalStructure`
+        :param gray: the image, as of `forward`
+        """
+        raise NotImplementedError
 
     def forward(self, gray: Tensor) -> Tensor:
         """
@@ -229,18 +248,15 @@ class CompactNetwork(nn.Module):
         return self.without_filter(gray) + self.template(correlation)
 
     def without_filter(self, gray: Tensor) -> Tensor:
-        """Logits by the U-Net alone, as of `forward`."""
+        """Logits by the encoder and decoder alone, as of `forward`."""
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            features = self.structure(gray)
-        f4 = self.stage4(features.contiguous(memory_format=torch.channels_last))
-        f8 = self.stage8(f4)
-        f16 = self.stage16(f8)
-        f32 = self.stage32(f16)
+            structure = self.structure(gray)
+        f8, f16, f32 = self.encode(structure.contiguous(memory_format=torch.channels_last), gray)
         f16 = self.up16(torch.cat([functional.interpolate(f32, size=f16.shape[-2:]), f16], dim=1))
         f8 = self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
         return self.head(f8)
 
-    def fused(self) -> CompactNetwork:
+    def fused(self) -> DisplacementNetwork:
         """The same function with batch norms folded into the convolutions, for inference."""
         network = copy.deepcopy(self).eval()
         for module in list(network.modules()):
@@ -251,10 +267,36 @@ class CompactNetwork(nn.Module):
         return network
 
 
+class CompactNetwork(DisplacementNetwork):
+    """
+    U-Net at strides 4 to 32 over the directional structure features.
+
+    :param widths: channels at strides 4, 8, 16 and 32
+    """
+
+    architecture = 'compact-3'
+
+    def __init__(self, widths: tuple[int, int, int, int] = WIDTHS) -> None:
+        super().__init__()
+        w4, w8, w16, w32 = widths
+        self.stage4 = nn.Sequential(nn.BatchNorm2d(DirectionalStructure.channels),
+                                    conv(DirectionalStructure.channels, w4), conv(w4, w4))
+        self.stage8 = nn.Sequential(conv(w4, w8, 2), ResidualBlock(w8))
+        self.stage16 = nn.Sequential(conv(w8, w16, 2), ResidualBlock(w16), ResidualBlock(w16))
+        self.stage32 = nn.Sequential(conv(w16, w32, 2), ResidualBlock(w32), ResidualBlock(w32))
+        self.add_decoder((w8, w16, w32), (w8, w16))
+
+    def encode(self, structure: Tensor, gray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features at strides 8, 16 and 32, of the structure alone."""
+        f8 = self.stage8(self.stage4(structure))
+        f16 = self.stage16(f8)
+        return f8, f16, self.stage32(f16)
+
+
 class CellDistributions(nn.Module):
     """A network as inference uses it: one image in, log-probabilities out."""
 
-    def __init__(self, network: CompactNetwork, half: bool) -> None:
+    def __init__(self, network: DisplacementNetwork, half: bool) -> None:
         super().__init__()
         self.network = network
         self.half_precision = half
@@ -281,4 +323,5 @@ class CellDistributions(nn.Module):
             # torch.export, the successor, needs a C++ compiler to make code as quick
             warnings.simplefilter('ignore', FutureWarning)
             example = torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
-            return torch.jit.freeze(torch.jit.trace(self.eval(), example))
+            # unchecked: running it twice more to compare doubles the time to start
+            return torch.jit.freeze(torch.jit.trace(self.eval(), example, check_trace=False))

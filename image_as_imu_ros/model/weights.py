@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from image_as_imu_ros.errors import WeightsError
-from image_as_imu_ros.model.architectures import ARCHITECTURES
-from image_as_imu_ros.model.network import CompactNetwork
+from image_as_imu_ros.errors import ConfigError, WeightsError
+from image_as_imu_ros.model.architectures import build_network
+from image_as_imu_ros.model.network import WIDTHS, CompactNetwork
 from image_as_imu_ros.model.reference import ReferenceNetwork
 
 SHIPPED = Path(__file__).parent / 'shipped'
@@ -34,7 +33,7 @@ class Weights:
 
     @property
     def architecture(self) -> str:
-        """Key of `ARCHITECTURES`."""
+        """Name that `build_network` knows."""
         return self.metadata['architecture']
 
 
@@ -79,8 +78,12 @@ def load_weights(name_or_path: str) -> Weights:
     else:
         verify(name_or_path)
         path, name = SHIPPED / f'{name_or_path}.safetensors', name_or_path
-    tensors, metadata = read_tensors(path, ARCHITECTURES)
-    network = ARCHITECTURES[metadata['architecture']].network()
+    tensors, metadata = read_tensors(path)
+    try:
+        network = build_network(str(metadata.get('architecture')),
+                                tuple(json.loads(metadata.get('widths', str(list(WIDTHS))))))
+    except (ConfigError, TypeError, ValueError) as error:
+        raise WeightsError(f'cannot use weights {path}: {error}') from error
     load_strictly(network, tensors, path)
     return Weights(name, network.eval().requires_grad_(False), metadata)
 
@@ -104,24 +107,18 @@ def load_strictly(network: nn.Module, tensors: dict[str, torch.Tensor], path: Pa
              f'{", ..." if len(names) > NAMES_IN_ERRORS else ""})'
              for fault, names in faults.items() if names]
     if texts:
-        raise WeightsError(f'{path} does not fit {network.architecture}: tensors '
-                           f'{"; ".join(texts)}')
+        name = getattr(network, 'architecture', 'the encoder')
+        raise WeightsError(f'{path} does not fit {name}: tensors {"; ".join(texts)}')
     network.load_state_dict(tensors)
 
 
-def read_tensors(path: Path, architectures: Collection[str] = (CompactNetwork.architecture,),
-                 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     Read a network's state, in single precision, and the text stored with it.
 
-    :param architectures: those that will do
-    :raises WeightsError: if the file is missing, damaged or for another architecture
+    :raises WeightsError: if the file is missing or damaged
     """
     tensors, metadata = _read_safetensors(path)
-    architecture = metadata.get('architecture')
-    if architecture not in architectures:
-        known = ' and '.join(f'"{name}"' for name in architectures)
-        raise WeightsError(f'{path} is for architecture "{architecture}", expected is {known}')
     return {key: tensor.float() if tensor.is_floating_point() else tensor
             for key, tensor in tensors.items()}, metadata
 
@@ -132,6 +129,25 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f'cannot read weights {path}: {error}') from error
+
+
+def read_state(source: Path) -> dict[str, torch.Tensor]:
+    """
+    Read a plain state dict, .pt, .pth or .safetensors.
+
+    :raises WeightsError: if the file is missing, damaged or something else
+    """
+    if source.suffix == '.safetensors':
+        return read_tensors(source)[0]
+    try:
+        state = torch.load(source, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = ' '.join(str(error).split())[:160]
+        raise WeightsError(f'cannot read checkpoint {source}: {reason}') from error
+    if not isinstance(state, dict) \
+            or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(f'{source} is not a plain state dict, tensors by name')
+    return state
 
 
 def import_weights(source: Path, output: Path) -> str:
@@ -147,17 +163,7 @@ def import_weights(source: Path, output: Path) -> str:
     """
     if output.suffix != '.safetensors' or output.resolve() == source.resolve():
         raise WeightsError(f'cannot write to {output}: give another file, .safetensors')
-    if source.suffix == '.safetensors':
-        state = _read_safetensors(source)[0]
-    else:
-        try:
-            state = torch.load(source, map_location='cpu', weights_only=True)
-        except Exception as error:  # torch raises many kinds for damaged files
-            reason = ' '.join(str(error).split())[:160]
-            raise WeightsError(f'cannot read checkpoint {source}: {reason}') from error
-    if not isinstance(state, dict) \
-            or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise WeightsError(f'{source} is not a plain state dict, tensors by name')
+    state = read_state(source)
     network = ReferenceNetwork()
     load_strictly(network, state, source)
     spoilt = [name for name, tensor in network.state_dict().items()
@@ -171,15 +177,16 @@ def import_weights(source: Path, output: Path) -> str:
 
 def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:
     """
-    Write a compact network's state in half precision; the critic, tiny, in single.
+    Write a network's state in half precision; the critic, tiny, in single.
 
-    :param metadata: text stored in the file, the architecture is added
+    :param metadata: text stored in the file; `architecture` and `widths` are those of the shipped
+        compact network unless it states them
     :returns: sha256 of the file
     """
     tensors = {key: (tensor.half() if tensor.is_floating_point() and
                      not key.startswith('critic.') else tensor).contiguous()
                for key, tensor in state.items()}
-    return _write(tensors, path, {**metadata, 'architecture': CompactNetwork.architecture})
+    return _write(tensors, path, {'architecture': CompactNetwork.architecture, **metadata})
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:

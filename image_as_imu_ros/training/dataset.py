@@ -1,11 +1,13 @@
-"""Endless synthetic crops, each a function of the seed and its index alone."""
+"""Training images, each a function of the seed and its index alone."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -14,7 +16,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from image_as_imu_ros.config import TrainingConfig
+from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.geometry.flow_solver import sample_pixels
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.synthesis import keyframes as rooms
 from image_as_imu_ros.synthesis.blur import (
     OVERSAMPLING,
@@ -28,16 +34,37 @@ from image_as_imu_ros.synthesis.textures import (
     load_textures,
     procedural_texture,
 )
+from image_as_imu_ros.training.augmentation import augment
+from image_as_imu_ros.training.pseudo_labels import DenseSample, label_files, read_label
 
 CROPS_PER_DRAWING = 64
 """Procedural textures are drawn anew after so many crops; drawing costs ten crops."""
 KEYFRAMES_AT_A_TIME = 8
 """Rooms take turns among so many keyframes over 4 CROPS_PER_DRAWING; reading costs two crops."""
+MAX_MEAN_FLOW_PX = 30.0
+"""The paper leaves out images that are blurred more."""
+DISTANCE_RANGE_M = (0.5, 6.0)
+"""Of the plane; even on a logarithmic scale."""
+HELD_OUT_SHARE = 0.125
+"""Of each recording, at its end."""
+
+Batch = tuple[Tensor, ...]
+
+
+class Factory(Protocol):
+    """Makes image number i of a seed, whoever asks and in whatever order."""
+
+    def crop(self, index: int) -> Any:
+        """Make image `index`."""
+
+    @staticmethod
+    def collate(samples: list[Any]) -> Batch:
+        """Stack images of one size."""
 
 
 class CropFactory:
     """
-    Crop number i of a seed, whoever asks and in whatever order.
+    Synthetic crops in gray, without end, with their motion field at the cells.
 
     :param assets: folder of photographs and panoramas; None trains on drawn textures alone
     :param held_out: draw from the validation share of photographs and keyframes, and other seeds
@@ -63,17 +90,21 @@ class CropFactory:
         rng = np.random.default_rng([self.seed, 2, number])
         return rooms.Keyframe.load(self.keyframes[rng.integers(len(self.keyframes))])
 
+    def texture(self, rng: np.random.Generator, index: int) -> np.ndarray:
+        """Choose the texture of image `index`."""
+        if rng.random() < self.config.procedural or not self.photographs:
+            block = index // (4 * CROPS_PER_DRAWING)
+            return self.drawing(4 * block + int(rng.integers(4)))
+        return self.photographs[rng.integers(len(self.photographs))]
+
     def crop(self, index: int) -> Sample:
         """Make crop `index`."""
         rng = np.random.default_rng([self.seed, 0, index])
-        block = index // (4 * CROPS_PER_DRAWING)
         if self.keyframes and rng.random() < self.config.rooms:
+            block = index // (4 * CROPS_PER_DRAWING)
             number = KEYFRAMES_AT_A_TIME * block + int(rng.integers(KEYFRAMES_AT_A_TIME))
             return self._crop_of_room(rng, self.keyframe(number))
-        if rng.random() < self.config.procedural or not self.photographs:
-            texture = self.drawing(4 * block + int(rng.integers(4)))
-        else:
-            texture = self.photographs[rng.integers(len(self.photographs))]
+        texture = self.texture(rng, index)
         camera = sample_camera(rng, self.config.width, self.config.height)
         return render(rng, texture, camera, sample_motion(rng, camera.fx_px), STRIDE_PX)
 
@@ -85,29 +116,155 @@ class CropFactory:
         motion = sample_motion(rng, focal_px)
         return rooms.render(rng, keyframe, camera, motion, STRIDE_PX)
 
+    @staticmethod
+    def collate(samples: list[Sample]) -> Batch:
+        """Stack samples: gray (B, 1, H, W) uint8, field (B, h, w, 2, 6) and motion (B, 6)."""
+        return (torch.from_numpy(np.stack([s.gray for s in samples])[:, None]),
+                torch.from_numpy(np.stack([s.field for s in samples])),
+                torch.from_numpy(np.stack([s.motion for s in samples])).float())
 
-def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Stack samples: gray (B, 1, H, W) uint8, field (B, h, w, 2, 6) and motion (B, 6)."""
-    return (torch.from_numpy(np.stack([s.gray for s in samples])[:, None]),
-            torch.from_numpy(np.stack([s.field for s in samples])),
-            torch.from_numpy(np.stack([s.motion for s in samples])).float())
+
+def collate_dense(samples: list[DenseSample]) -> Batch:
+    """
+    Stack samples.
+
+    :returns: RGB (B, 3, H, W) uint8, flow (B, 2, H, W), depth (B, H, W), motion (B, 6), and the
+        motion field matrix at the N pixels of the linear solver (B, N, 2, 6)
+    """
+    height, width = samples[0].depth_m.shape
+    pixels = sample_pixels(width, height)
+    matrices = [motion_field_matrix(pixels, sample.intrinsics) for sample in samples]
+    return (torch.from_numpy(np.stack([s.rgb for s in samples])).movedim(-1, 1).contiguous(),
+            *(torch.from_numpy(np.stack(arrays)).float() for arrays in (
+                [s.flow_px for s in samples], [s.depth_m for s in samples],
+                [s.motion for s in samples], matrices)))
+
+
+class DenseFactory(CropFactory):
+    """
+    Synthetic images with dense flow and depth, without end; their colours are all gray.
+
+    :param held_out: as for `CropFactory`; held-out images are not augmented
+    """
+
+    collate = staticmethod(collate_dense)
+
+    def __init__(self, config: TrainingConfig, assets: Path | None, held_out: bool) -> None:
+        super().__init__(config, assets, held_out)
+        self.held_out = held_out
+
+    def crop(self, index: int) -> DenseSample:
+        """Make image `index`."""
+        rng = np.random.default_rng([self.seed, 0, index])
+        texture = self.texture(rng, index)
+        camera = sample_camera(rng, self.config.width, self.config.height)
+        cells = motion_field_matrix(pixel_grid(camera.width_px, camera.height_px, 16), camera)
+        while True:
+            motion = sample_motion(rng, camera.fx_px)
+            if np.linalg.norm(cells @ motion, axis=-1).mean() <= MAX_MEAN_FLOW_PX:
+                break
+        sample = render(rng, texture, camera, motion, stride_px=1)
+        distance_m = float(np.exp(rng.uniform(*np.log(DISTANCE_RANGE_M))))
+        # the field's column of sideways motion is -f d / Z
+        depth_m = -distance_m * camera.fx_px / sample.field[..., 0, 3]
+        rgb = np.repeat(sample.gray[..., None], 3, axis=-1)
+        return DenseSample(
+            rgb if self.held_out else augment(rng, rgb),
+            sample.flow_px.astype(np.float32).transpose(2, 0, 1), depth_m.astype(np.float32),
+            motion * ([1.0] * 3 + [distance_m] * 3), camera)
+
+
+class LabelledFactory:
+    """
+    Images of recordings with their pseudo labels, pass after pass, each in an order of its own.
+
+    :param folders: as `write_pseudo_labels` leaves them
+    :param held_out: the end of each recording, in order and not augmented
+    :raises DataFormatError: if a folder holds no labels
+    """
+
+    collate = staticmethod(collate_dense)
+
+    def __init__(self, config: TrainingConfig, folders: tuple[Path, ...], held_out: bool) -> None:
+        self.seed, self.held_out = config.seed, held_out
+        self.files: list[Path] = []
+        for folder in folders:
+            files = label_files(folder)
+            first_held_out = len(files) - max(1, round(HELD_OUT_SHARE * len(files)))
+            self.files += files[first_held_out:] if held_out else files[:first_held_out]
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.held_out:
+            return np.arange(len(self.files))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.files))
+
+    def crop(self, index: int) -> DenseSample:
+        """Read image `index`, counted over all passes."""
+        epoch, place = divmod(index, len(self.files))
+        sample = read_label(self.files[self.order(epoch)[place]])
+        if self.held_out:
+            return sample
+        rng = np.random.default_rng([self.seed, 0, index])
+        return replace(sample, rgb=augment(rng, sample.rgb))
+
+
+def make_factory(config: TrainingConfig, assets: Path | None, labels: tuple[Path, ...],
+                 held_out: bool, keyframes: Path | None = None) -> Factory:
+    """
+    Choose what to train or validate on.
+
+    :param labels: folders of labelled recordings; none for synthetic images
+    :raises ConfigError: if the settings do not fit the data
+    """
+    dense = config.architecture == ReferenceNetwork.architecture
+    if keyframes and dense:
+        raise ConfigError(f'keyframes: rooms do not teach "{config.architecture}" yet')
+    if labels:
+        if not dense:
+            raise ConfigError(f'pseudo labels teach the reference network, not '
+                              f'"{config.architecture}"')
+        return LabelledFactory(config, labels, held_out)
+    if config.epochs:
+        raise ConfigError('epochs: synthetic images have no end; set crops, or give --labels')
+    return DenseFactory(config, assets, held_out) if dense \
+        else CropFactory(config, assets, held_out, keyframes)
 
 
 class CropBatches(IterableDataset):
-    """Batches of crops from a starting index on; workers take turns, order is kept."""
+    """
+    One process's share of the batches, from a starting index on; workers take turns in order.
+
+    A step takes the next `batch` indices whatever the number of processes, so that a run that
+    goes on with more or fewer of them neither repeats nor skips an image.
+
+    :param start: index of the first image of the first batch
+    :param process: which of the processes that train together
+    """
 
     def __init__(self, config: TrainingConfig, assets: Path | None, start: int,
+                 labels: tuple[Path, ...] = (), process: int = 0, processes: int = 1,
                  keyframes: Path | None = None) -> None:
-        self.config, self.assets, self.start, self.keyframes = config, assets, start, keyframes
+        self.config, self.assets, self.labels, self.start = config, assets, labels, start
+        self.keyframes = keyframes
+        self.share = config.batch // processes
+        self.offset = process * self.share
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield batches as `collate` makes them."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches as the factory's `collate` makes them."""
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         info = get_worker_info()
         turn, turns = (info.id, info.num_workers) if info else (0, 1)
-        factory = CropFactory(self.config, self.assets, held_out=False, keyframes=self.keyframes)
-        batch = self.config.batch
-        for first in range(self.start + turn * batch, self.config.crops, turns * batch):
-            last = min(first + batch, self.config.crops)
-            yield collate([factory.crop(index) for index in range(first, last)])
+        factory = make_factory(self.config, self.assets, self.labels, held_out=False,
+                               keyframes=self.keyframes)
+        firsts = range(self.start, self.config.crops, self.config.batch)
+        for first in itertools.islice(firsts, turn, None, turns):
+            indices = range(first + self.offset, first + self.offset + self.share)
+            if self.config.overfit:
+                indices = [index % self.config.overfit for index in indices]
+            yield factory.collate([factory.crop(index) for index in indices])

@@ -114,7 +114,7 @@ def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int,
     (features, errors), held_out = ([torch.from_numpy(part) for part in each] for each in sets)
 
     generator = torch.Generator().manual_seed(seed)
-    critic = network.critic.train()
+    critic = network.critic.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(critic.parameters(), weight_decay=1e-3)
     batches = -(-images // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE,

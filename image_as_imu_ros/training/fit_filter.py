@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from image_as_imu_ros.errors import WeightsError
 from image_as_imu_ros.geometry.blur_solver import CELLS_PER_WITNESS
 from image_as_imu_ros.geometry.displacement_bins import (
     MAX_RADIUS_PX,
@@ -30,7 +31,7 @@ from image_as_imu_ros.model.network import (
     DIRECTIONS,
     RATIOS,
     STRIDE_PX,
-    CompactNetwork,
+    DisplacementNetwork,
     filter_table,
 )
 from image_as_imu_ros.synthesis.blur import ROLL_LEVER, render, sample_camera, sample_motion
@@ -46,7 +47,7 @@ RIDGE = 0.013
 """Of the squared weights against a single image, in units of the evidence's spread."""
 
 
-def evidence(network: CompactNetwork, seed: int, index: int,
+def evidence(network: DisplacementNetwork, seed: int, index: int,
              textures: list[np.ndarray]) -> Tensor:
     """
     What the network and the features say for the true motion of an image and for its rivals.
@@ -94,7 +95,7 @@ def separation(evidence: Tensor, weights: Tensor) -> Tensor:
     return badly[:, :RIVALS].mean() + FAR_WEIGHT * badly[:, RIVALS:].mean()
 
 
-def fit_filter(network: CompactNetwork, assets: Path, images: int, seed: int) -> float:
+def fit_filter(network: DisplacementNetwork, assets: Path, images: int, seed: int) -> float:
     """
     Fit the filter and the share of the rest, in place.
 
@@ -102,7 +103,10 @@ def fit_filter(network: CompactNetwork, assets: Path, images: int, seed: int) ->
     :param images: whole images to fit on; a fifth as many held-out ones are scored
     :returns: `separation` on the held-out images, nats; 3 log 2 for one that cannot tell
     :raises DataFormatError: if there are no photographs
+    :raises WeightsError: if the network has no such filter
     """
+    if not isinstance(network, DisplacementNetwork):
+        raise WeightsError(f'weights of the architecture "{network.architecture}" have no filter')
     network.eval()
     shares = ((False, images, 'fitting'), (True, max(images // 5, 1), 'held out'))
     evidences = []

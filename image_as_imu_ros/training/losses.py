@@ -1,9 +1,12 @@
 """
-What the network is taught: each cell's displacement, and the motion that all cells agree on.
+What a network is taught.
 
-A cell's distribution trained alone is right on average over cells, but their product over an
-image is not: neighbours repeat each other's errors, most of all in the length of the blur. The
-second loss judges the product itself, with the very weight that the solver gives it.
+Distributions learn each cell's displacement, and the motion that all cells agree on. A cell's
+distribution trained alone is right on average over cells, but their product over an image is
+not: neighbours repeat each other's errors, most of all in the length of the blur. The second
+loss judges the product itself, with the very weight that the solver gives it.
+
+The paper's network learns flow and depth, and the pose that a linear solver finds with them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
     RADIUS_SCALE_PX,
     interpolation,
 )
+from image_as_imu_ros.geometry.flow_solver import DEPTH_RANGE_M
 from image_as_imu_ros.synthesis.blur import ROLL_LEVER
 
 RIVALS = 16
@@ -88,3 +92,53 @@ def rival_motions(motion: Tensor, focal_px: Tensor, generator: torch.Generator) 
     turn = RADIUS_SCALE_PX * torch.expm1(ring) * axis / scale
     lever = motion[:, None, 3:] / rotation + 0.2 * axis_spread * draw(3)
     return torch.cat([turn, lever * turn.norm(dim=-1, keepdim=True)], dim=-1)
+
+
+def resigned(truth: Tensor, prediction: Tensor) -> Tensor:
+    """
+    Turn each image's truth to the side of its prediction, as blur does not show the sign.
+
+    :param truth: (B, ...), NaN where unknown
+    :param prediction: (B, ...)
+    """
+    product = (truth.nan_to_num() * prediction.detach()).flatten(1).sum(dim=1)
+    return torch.where(product < 0.0, -1.0, 1.0).view(-1, *[1] * (truth.ndim - 1)) * truth
+
+
+def solve_pose(flow_px: Tensor, depth_m: Tensor, matrix: Tensor) -> Tensor:
+    """
+    Find the motion whose motion field is nearest to the flow, differentiably.
+
+    Weighted linear least squares as in `solve_flow`, in double precision; pixels of impossible
+    depth weigh nothing.
+
+    :param flow_px: (B, N, 2), (u, v), over the exposure
+    :param depth_m: (B, N)
+    :param matrix: (B, N, 2, 6), motion field matrix at the same pixels
+    :returns: (w T, v T), (B, 6), rad and m
+    """
+    low_m, high_m = DEPTH_RANGE_M
+    depth_m, matrix = depth_m.double(), matrix.double()
+    weight = ((depth_m > low_m) & (depth_m < high_m)).double()
+    inverse_depth = 1.0 / depth_m.clamp(low_m, high_m)[..., None, None]
+    rows = torch.cat([matrix[..., :3], matrix[..., 3:] * inverse_depth], dim=-1)
+    normal = torch.einsum('bn,bnij,bnik->bjk', weight, rows, rows)
+    right = torch.einsum('bn,bnij,bni->bj', weight, rows, flow_px.double())
+    # keeps a hopeless image, such as one of endless depth, from stopping the training
+    ridge = 1e-9 * normal.diagonal(dim1=1, dim2=2).mean(dim=1) + 1e-9
+    eye = torch.eye(6, dtype=torch.double, device=matrix.device)
+    return torch.linalg.solve(normal + ridge[:, None, None] * eye, right).float()
+
+
+def pose_loss(prediction: Tensor, truth: Tensor) -> Tensor:
+    """
+    Mean squared error of the rotation, and ten times that of the translation.
+
+    :param prediction: (B, 6), (w T, v T)
+    :param truth: (B, 6), of the same sign, NaN where unknown
+    """
+    known = torch.isfinite(truth)
+    error = torch.where(known, prediction - truth.nan_to_num(), 0.0).square()
+    parts = [error[:, part].sum() / known[:, part].sum().clamp(min=1)
+             for part in (slice(0, 3), slice(3, 6))]
+    return parts[0] + 10.0 * parts[1]

@@ -5,162 +5,282 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
-import os
+import math
 import time
+from collections import deque
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import yaml
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from image_as_imu_ros.config import TrainingConfig
-from image_as_imu_ros.errors import WeightsError
-from image_as_imu_ros.model.network import CompactNetwork
-from image_as_imu_ros.model.weights import load_strictly, read_tensors
-from image_as_imu_ros.training.dataset import CropBatches, CropFactory, collate
-from image_as_imu_ros.training.losses import distribution_loss, motion_loss, rival_motions
+from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.model.architectures import architecture_of, build_network
+from image_as_imu_ros.model.weights import load_strictly
+from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from, write_checkpoint
+from image_as_imu_ros.training.dataset import Batch, CropBatches, make_factory
+from image_as_imu_ros.training.objectives import Objective, objective_for
 
 logger = logging.getLogger(__name__)
 
-MOTION_WEIGHT = 4.0
-"""Of the loss over whole images relative to that over cells."""
+SCALARS_EVERY = 20
+"""Steps between TensorBoard's scalars."""
+IMAGES_SOLVED = 16
+"""Held-out images whose motion is recovered at each checkpoint."""
+IMAGES_SHOWN = 4
+
+
+class Score(NamedTuple):
+    """How good a network is on held-out images."""
+
+    loss: float
+    rotation_error: float
+    """Median error of w T that the solver finds, of either sign, relative to the true one."""
 
 
 def learning_rate(config: TrainingConfig, crops: int) -> float:
-    """Rise, hold, and fall to zero over the last part."""
-    progress = crops / config.crops
+    """
+    Rate after so many crops, a function of nothing else, so that resuming needs no state.
+
+    Trapezoid: rise, hold, and fall to zero over the last part. Cosine: rise, and fall to zero.
+    One-cycle: as of torch's OneCycleLR, without its cycle of the momentum.
+    """
+    if config.overfit:
+        return config.learning_rate
+    progress = min(crops / config.crops, 1.0)
+    if config.schedule == 'one-cycle':
+        first, peak, last = config.learning_rate * np.array([1 / 25, 1.0, 1 / 25e4])
+        return (_cosine(first, peak, progress / 0.3) if progress < 0.3
+                else _cosine(peak, last, (progress - 0.3) / 0.7))
     rise = progress / config.warmup if config.warmup else 1.0
+    if config.schedule == 'cosine' and rise >= 1.0:
+        return _cosine(config.learning_rate, 0.0,
+                       (progress - config.warmup) / max(1.0 - config.warmup, 1e-9))
     fall = (1.0 - progress) / config.decay if config.decay else 1.0
     return config.learning_rate * max(0.0, min(1.0, rise, fall))
 
 
+def _cosine(first: float, last: float, progress: float) -> float:
+    """From the first value to the last along half a cosine."""
+    return float(last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress)))
+
+
 def train(config: TrainingConfig, output: Path, assets: Path | None = None,
-          max_minutes: float | None = None, initial: Path | None = None,
-          device: str = 'cpu', keyframes: Path | None = None) -> float:
+          labels: tuple[Path, ...] = (), max_minutes: float | None = None,
+          device: str = 'cpu', keyframes: Path | None = None) -> Score:
     """
-    Train the compact network, or go on from `output`/checkpoint.pt where there is one.
+    Train a network, or go on from `output`/checkpoint.pt where there is one.
 
-    Each crop depends on the seed and its number alone, so that an interrupted run goes on with
-    exactly the data it would have seen.
+    Each crop depends on the seed and its number alone, and so does all else that is random on
+    the number of crops, so that an interrupted run goes on exactly as it would have. Started by
+    torchrun, processes share each batch, on one machine or several that share `output`.
 
-    :param output: run folder: checkpoint.pt, log.csv
+    :param output: run folder: checkpoint.pt, config.yaml, log.csv, TensorBoard's events
     :param assets: folder of photographs; None uses drawn textures alone
+    :param labels: folders of labelled recordings to train on instead of synthetic images
     :param max_minutes: stop after a checkpoint when so much time has passed
     :param keyframes: folder of views of rooms; None uses flat scenes alone
-    :param initial: weights or checkpoint of another run to start from (warm restart)
-    :returns: last validation loss, nats
-    :raises WeightsError: if a checkpoint cannot be read
+    :returns: last score of the averaged weights
+    :raises ConfigError: if settings do not fit each other, the data or what is installed
+    :raises WeightsError: if a checkpoint or the initial weights cannot be used
     """
-    output.mkdir(parents=True, exist_ok=True)
+    # who we are: one process, or one of several
+    accelerator = make_accelerator(device)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    main_process = accelerator.is_main_process
+    if config.batch % processes:
+        raise ConfigError(f'batch: {config.batch} images cannot be shared evenly by '
+                          f'{processes} processes')
+
+    # what is held out, and how long to train
+    factory = make_factory(config, assets, labels, not config.overfit, keyframes)
+    count = config.overfit or config.validation
+    if labels:
+        count = min(count, len(factory))
+        if config.epochs:
+            images = len(make_factory(config, assets, labels, held_out=False))
+            config = dataclasses.replace(config, crops=config.epochs * images)
+    samples = [factory.crop(index) for index in range(count)] if main_process else []
+    held_out = [factory.collate(samples[first:first + config.batch])
+                for first in range(0, len(samples), config.batch)]
+
+    # the network, its average and its optimiser, new or as they were
     torch.manual_seed(config.seed)
-    network = CompactNetwork().to(device, memory_format=torch.channels_last)
-    average = ModelEmaV3(network, decay=1.0 - config.batch / config.ema_crops,
-                         use_warmup=True)
+    objective = objective_for(config)
+    network = build_network(config.architecture, config.widths)
+    network.to(accelerator.device, memory_format=torch.channels_last)
+    decay = 0.0 if config.overfit else max(0.0, 1.0 - config.batch / config.ema_crops)
+    average = ModelEmaV3(network, decay=decay, use_warmup=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate,
                                   weight_decay=config.weight_decay)
     crops = 0
     checkpoint = output / 'checkpoint.pt'
     if checkpoint.exists():
-        state = read_checkpoint(checkpoint)
-        network.load_state_dict(state['network'])
-        average.module.load_state_dict(state['average'])
+        state = read_checkpoint(checkpoint, config.architecture)
+        load_strictly(network, state['network'], checkpoint)
+        load_strictly(average.module, state['average'], checkpoint)
         optimizer.load_state_dict(state['optimizer'])
         crops = state['crops']
         logger.info('resuming %s at crop %d', checkpoint, crops)
-    elif initial is not None:
-        load_strictly(network, read_tensors(initial)[0] if initial.suffix == '.safetensors'
-                      else read_checkpoint(initial)['average'], initial)
+    elif config.initial:
+        start_from(network, Path(config.initial))
         average.set(network)
+    model, optimizer = accelerator.prepare(network, optimizer)
 
-    loader = DataLoader(CropBatches(config, assets, crops, keyframes), batch_size=None,
-                        num_workers=config.workers,
+    # where the crops come from and the results go to
+    loader = DataLoader(CropBatches(config, assets, crops, labels, rank, processes,
+                                    keyframes),
+                        batch_size=None, num_workers=config.workers,
                         prefetch_factor=6 if config.workers else None,
                         # OpenCV's threads do not survive a fork
                         multiprocessing_context='spawn' if config.workers else None)
-    factory = CropFactory(config, assets, held_out=True, keyframes=keyframes)
-    held_out = [collate([factory.crop(i) for i in range(first, min(first + config.batch,
-                                                                   config.validation))])
-                for first in range(0, config.validation, config.batch)]
+    writer = None
+    if main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / 'config.yaml').write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
+        writer = make_writer(output) if config.tensorboard else None
 
     started = saved = time.monotonic()
-    validation_loss = float('nan')
-    losses: list[float] = []
+    resumed_at, score = crops, Score(math.nan, math.nan)
+    losses: list[float] = []  # since the last checkpoint
+    first_loss, last_pass = None, deque(maxlen=math.ceil(max(config.overfit, 1) / config.batch))
     network.train()
-    with tqdm(total=config.crops, initial=crops, unit='crop', smoothing=0.02) as progress:
-        for batch in loader:
-            optimizer.param_groups[0]['lr'] = learning_rate(config, crops)
-            loss = sum(batch_losses(network, batch, device, config.seed + crops))
+    with tqdm(total=config.crops, initial=crops, unit='crop', smoothing=0.02,
+              disable=not main_process) as progress:
+        for step, batch in enumerate(loader):
+            optimizer.param_groups[0]['lr'] = rate = learning_rate(config, crops)
+            # as in any other run that comes to this crop
+            seed = config.seed + crops + rank * (config.batch // processes)
+            torch.manual_seed(seed)
+            parts = objective.losses(model, to_device(batch, accelerator.device), seed)
+            loss = sum(parts.values())
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), config.gradient_norm)
             optimizer.step()
-            crops += len(batch[0])
+            crops += config.batch
             average.update(network, step=crops // config.batch)
             losses.append(loss.item())
-            progress.update(len(batch[0]))
+            last_pass.append(losses[-1])
+            first_loss = first_loss or losses[0]
+            progress.update(config.batch)
 
             now = time.monotonic()
-            finished = crops >= config.crops
+            if writer and step % SCALARS_EVERY == 0:
+                for name, part in {**parts, 'sum': loss}.items():
+                    writer.add_scalar(f'training_loss/{name}', part.item(), crops)
+                writer.add_scalar('learning_rate', rate, crops)
+                writer.add_scalar('crops_per_s', (crops - resumed_at) / (now - started), crops)
+
+            learnt = config.overfit > 0 \
+                and np.mean(last_pass) < config.overfit_share * first_loss
             out_of_time = max_minutes is not None and now - started > 60 * max_minutes
-            if finished or out_of_time or now - saved > 60 * config.checkpoint_minutes:
-                parts = validate(average.module, held_out, device)
-                validation_loss = sum(parts)
-                training_loss = sum(losses) / len(losses)
-                progress.set_postfix(train=f'{training_loss:.3f}', val=f'{validation_loss:.3f}')
+            stop, save = agreed(accelerator, (
+                crops >= config.crops or learnt or out_of_time,
+                now - saved > 60 * config.checkpoint_minutes))
+            if (stop or save) and main_process:
+                parts, score = validate(average.module, objective, held_out, samples,
+                                        accelerator.device)
+                training_loss = float(np.mean(losses))
+                progress.set_postfix(train=f'{training_loss:.3g}', val=f'{score.loss:.3g}')
                 with (output / 'log.csv').open('a', newline='') as file:
                     csv.writer(file).writerow(
-                        [crops, f'{(now - started) / 60:.1f}', f'{training_loss:.4f}',
-                         *(f'{part:.4f}' for part in parts), optimizer.param_groups[0]['lr']])
+                        [crops, f'{(now - started) / 60:.2f}', f'{training_loss:.4g}',
+                         *(f'{part:.4g}' for part in parts.values()), rate,
+                         f'{score.rotation_error:.4f}'])
+                if writer:
+                    for name, part in {**parts, 'sum': score.loss}.items():
+                        writer.add_scalar(f'held_out_loss/{name}', part, crops)
+                    writer.add_scalar('rotation_error', score.rotation_error, crops)
+                    shown = to_device(factory.collate(samples[:IMAGES_SHOWN]), accelerator.device)
+                    with torch.no_grad():
+                        writer.add_image('held_out', objective.picture(average.module, shown),
+                                         crops)
                 write_checkpoint(checkpoint, {
                     'network': network.state_dict(), 'average': average.module.state_dict(),
                     'optimizer': optimizer.state_dict(), 'crops': crops,
-                    'config': dataclasses.asdict(config),
-                    'architecture': CompactNetwork.architecture,
-                    'validation_loss': validation_loss})
+                    'config': as_plain(config), 'architecture': config.architecture,
+                    'validation_loss': score.loss, 'rotation_error': score.rotation_error})
                 losses, saved = [], time.monotonic()
-            if out_of_time:
+            if stop:
                 break
-    return validation_loss
-
-
-def batch_losses(network: CompactNetwork, batch: tuple[Tensor, Tensor, Tensor], device: str,
-                 seed: int) -> tuple[Tensor, Tensor]:
-    """Losses of the cells and of the images' motions, nats; rivals are a function of the seed."""
-    gray, field, motion = (tensor.to(device) for tensor in batch)
-    with torch.autocast(device, torch.bfloat16):
-        logits = network(gray.float() / 255.0)
-    focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
-    rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
-    return (distribution_loss(logits, torch.einsum('bhwij,bj->bhwi', field, motion)),
-            MOTION_WEIGHT * motion_loss(logits, field, motion, rivals))
+    if writer:
+        writer.close()
+    accelerator.wait_for_everyone()  # the others must not leave before the checkpoint is written
+    return score
 
 
 @torch.no_grad()
-def validate(network: CompactNetwork, batches: list[tuple[Tensor, Tensor, Tensor]],
-             device: str) -> tuple[float, float]:
-    """Mean losses over held-out batches, as of `batch_losses`."""
+def validate(network: nn.Module, objective: Objective, batches: list[Batch], samples: list[Any],
+             device: torch.device) -> tuple[dict[str, float], Score]:
+    """Score a network on held-out samples, also stacked in batches, by loss and by motion."""
     network.eval()
-    losses = [batch_losses(network, batch, device, seed) for seed, batch in enumerate(batches)]
-    cells, motions = (torch.stack(part).mean().item() for part in zip(*losses))
-    return cells, motions
+    losses = [objective.losses(network, to_device(batch, device), seed)
+              for seed, batch in enumerate(batches)]
+    parts = {name: float(np.mean([loss[name].item() for loss in losses])) for name in losses[0]}
+    error = rotation_error(network, samples[:IMAGES_SOLVED], device.type)
+    return parts, Score(sum(parts.values()), error)
 
 
-def read_checkpoint(path: Path) -> dict:
-    """Load a training state; WeightsError if it is missing, damaged or of another network."""
+def rotation_error(network: nn.Module, samples: list[Any], device: str) -> float:
+    """Median relative error of w T, of either sign, as the estimator solves it."""
+    architecture = architecture_of(network)(network, device)
+    errors = []
+    for sample in samples:
+        image = sample.rgb if architecture.colour else sample.gray
+        output = architecture.observe(image.astype(np.float32) / 255.0)
+        found = architecture.solve(output, architecture.matrix(sample.intrinsics), None).motion[:3]
+        true = sample.motion[:3]
+        errors.append(min(np.linalg.norm(found - true), np.linalg.norm(found + true))
+                      / (np.linalg.norm(true) + 1e-9))
+    return float(np.median(errors))
+
+
+def make_accelerator(device: str) -> Any:
+    """
+    Take part in the group of processes that torchrun started, or train alone.
+
+    :raises ConfigError: if accelerate is not installed
+    """
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise WeightsError(f'cannot read checkpoint {path}: {error!r}') from error
-    if state.get('architecture') != CompactNetwork.architecture:
-        raise WeightsError(f'{path} is for architecture {state.get("architecture")}, '
-                           f'not {CompactNetwork.architecture}; start a new run folder')
-    return state
+        from accelerate import Accelerator
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "training needs accelerate: pip install 'image_as_imu_ros[train]'") from error
+    return Accelerator(cpu=device == 'cpu')
 
 
-def write_checkpoint(path: Path, state: dict) -> None:
-    """Write a training state so that the path never holds half of one."""
-    partial = path.with_suffix('.partial')
-    torch.save(state, partial)
-    os.replace(partial, path)
+def make_writer(output: Path) -> Any:
+    """
+    Write for TensorBoard.
+
+    :raises ConfigError: if it is not installed
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ConfigError('tensorboard: it is not installed: '
+                          "pip install 'image_as_imu_ros[tensorboard]'") from error
+    return SummaryWriter(str(output))
+
+
+def agreed(accelerator: Any, flags: tuple[bool, ...]) -> list[bool]:
+    """The main process's word on flags, so that all go the same way."""
+    from accelerate.utils import broadcast
+    return broadcast(torch.tensor(flags, device=accelerator.device).int()).bool().tolist()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to where the network is."""
+    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+
+
+def as_plain(config: TrainingConfig) -> dict[str, Any]:
+    """The settings as YAML and checkpoints hold them."""
+    return {**dataclasses.asdict(config), 'widths': list(config.widths)}

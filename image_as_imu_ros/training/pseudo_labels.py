@@ -1,0 +1,151 @@
+"""Flow and depth that a trained network sees in a recording, kept as truth for fine-tuning."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from image_as_imu_ros.errors import DataFormatError, InputError, WeightsError
+from image_as_imu_ros.evaluation.sources import Recording
+from image_as_imu_ros.evaluation.sources.recording import FrameRecord
+from image_as_imu_ros.evaluation.sync import in_range, interpolated
+from image_as_imu_ros.geometry.camera import WorkingCamera
+from image_as_imu_ros.model.reference import ReferenceNetwork
+from image_as_imu_ros.model.weights import load_weights
+from image_as_imu_ros.types import CameraIntrinsics
+
+SUMMARY = 'labels.json'
+WORKING_SIZE_PX = 320
+
+
+@dataclass(frozen=True)
+class DenseSample:
+    """An image with what the paper's network is taught."""
+
+    rgb: np.ndarray
+    """(H, W, 3) uint8."""
+    flow_px: np.ndarray
+    """(2, H, W) float32, (u, v), over the exposure, of either sign."""
+    depth_m: np.ndarray
+    """(H, W) float32."""
+    motion: np.ndarray
+    """(6,) w T in rad and v T in m, of either sign; NaN where it is unknown."""
+    intrinsics: CameraIntrinsics
+
+
+def write_pseudo_labels(recording: Recording, output: Path, weights: Path,
+                        device: str = 'cpu') -> int:
+    """
+    Label a recording's images, those that are not labelled yet.
+
+    Each label holds the working image, its intrinsics, flow and depth by the network, and the
+    motion over the exposure by gyroscope and poses. Images without a known angular velocity or
+    exposure are left out.
+
+    :param output: folder to write to, <stream>_<image>.npz
+    :param weights: .safetensors file of the reference network
+    :returns: number of labels in the folder
+    :raises WeightsError: if the weights cannot be used, or differ from those of earlier labels
+    :raises DataFormatError: if the recording has nothing to label
+    """
+    loaded = load_weights(str(weights))
+    if not isinstance(loaded.network, ReferenceNetwork):
+        raise WeightsError(f'{weights} is for architecture "{loaded.architecture}"; pseudo labels '
+                           f'need "{ReferenceNetwork.architecture}", which sees depth too')
+    network = loaded.network.to(device)
+    made_by = {'recording': recording.name, 'image_size': recording.image_size,
+               'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
+    summary = output / SUMMARY
+    if summary.exists() and json.loads(summary.read_text()) != made_by:
+        raise DataFormatError(f'{output} holds labels of another recording or other weights; '
+                              'give another folder')
+    output.mkdir(parents=True, exist_ok=True)
+    summary.write_text(json.dumps(made_by, indent=2))
+    with tqdm(total=recording.frame_count, unit='image') as progress:
+        for number, stream in enumerate(recording.streams):
+            for index, (record, stored) in enumerate(zip(stream.records, stream.read())):
+                path = output / f'{number}_{index:06d}.npz'
+                motion = _motion(recording, record, stream.R_gyro_camera)
+                if motion is not None and not path.exists():
+                    try:
+                        label = _label(network, record, stored.decode(), device)
+                    except InputError as error:
+                        tqdm.write(f'image {index} left out: {error}')
+                    else:
+                        _write(path, motion=motion, **label)
+                progress.update()
+    return len(label_files(output))
+
+
+def _motion(recording: Recording, record: FrameRecord,
+            R_gyro_camera: np.ndarray | None) -> np.ndarray | None:
+    """(w T, v T) in camera axes, (6,) rad and m, v NaN where unknown; None without w or T."""
+    angular_rad_s = record.angular_velocity_reference_rad_s
+    if angular_rad_s is None and recording.gyroscope is not None and R_gyro_camera is not None:
+        stamp_ns = np.array([record.stamp_ns])
+        if in_range(recording.gyroscope, stamp_ns)[0]:
+            angular_rad_s = R_gyro_camera.T @ interpolated(recording.gyroscope, stamp_ns)[0]
+    if angular_rad_s is None or record.exposure_time_s is None:
+        return None
+    linear_m_s = record.linear_velocity_reference_m_s
+    linear_m_s = np.full(3, np.nan) if linear_m_s is None else linear_m_s
+    return record.exposure_time_s * np.concatenate([angular_rad_s, linear_m_s])
+
+
+def _label(network: ReferenceNetwork, record: FrameRecord, image: np.ndarray,
+           device: str) -> dict[str, np.ndarray]:
+    frame = record.with_image(image)
+    camera = WorkingCamera(frame.intrinsics, WORKING_SIZE_PX)
+    rgb = camera.colour_image(frame.image)
+    with torch.inference_mode():
+        flow, depth = network(torch.from_numpy(rgb).movedim(-1, 0)[None].to(device))
+    seen = camera.intrinsics
+    return {'rgb': (rgb * 255.0 + 0.5).astype(np.uint8),
+            'flow_px': flow[0].cpu().numpy().astype(np.float16),
+            'depth_m': depth[0].cpu().numpy().astype(np.float16),
+            'camera_px': np.array([seen.fx_px, seen.fy_px, seen.cx_px, seen.cy_px])}
+
+
+def _write(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays so that the path never holds half of them."""
+    partial = path.with_suffix('.partial')
+    with partial.open('wb') as file:
+        np.savez(file, **arrays)
+    os.replace(partial, path)
+
+
+def label_files(folder: Path) -> list[Path]:
+    """
+    Label files of a folder, in the order of the images.
+
+    :raises DataFormatError: if there are fewer than two, one to train on and one to validate
+    """
+    files = sorted(folder.glob('*.npz'))
+    if len(files) < 2:
+        raise DataFormatError(f'{folder} holds {len(files)} labelled images, at least 2 are '
+                              'needed; write them with `image-as-imu pseudo-labels`')
+    return files
+
+
+def read_label(path: Path) -> DenseSample:
+    """
+    Read what `write_pseudo_labels` wrote of one image.
+
+    :raises DataFormatError: if the file is damaged
+    """
+    try:
+        with np.load(path) as label:
+            rgb, motion, camera_px = label['rgb'], label['motion'], label['camera_px']
+            flow_px, depth_m = (label[name].astype(np.float32) for name in ('flow_px', 'depth_m'))
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise DataFormatError(f'cannot read label {path}: {error!r}') from error
+    height, width = depth_m.shape
+    return DenseSample(rgb, flow_px, depth_m, motion,
+                       CameraIntrinsics(width, height, *camera_px.tolist()))
