@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,10 @@ class VisualGyroscope:
         """
         if frame.exposure_time_s is None:
             raise InputError('exposure time is unknown; one image needs it to tell a velocity')
-        return self.to_estimate(self.solve(self.observe(frame)))
+        measurement = self.solve(self.observe(frame))
+        if measurement.solution is not None:
+            measurement = replace(measurement, solution=measurement.solution.averaged())
+        return self.to_estimate(measurement)
 
     def to_estimate(self, measurement: BlurMeasurement) -> MotionEstimate:
         """Turn a measurement of known exposure into velocities, unsigned."""

@@ -1,5 +1,7 @@
 """The critic knows the length of a blur once the solver knows where the motion goes."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,13 @@ import torch
 
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.geometry.alignment import with_blur
-from image_as_imu_ros.geometry.blur_solver import CHOICES, LENGTH_RATIOS, Hills, solve_blur
+from image_as_imu_ros.geometry.blur_solver import (
+    CHOICES,
+    LENGTH_RATIOS,
+    BlurSolution,
+    Hills,
+    solve_blur,
+)
 from image_as_imu_ros.geometry.displacement_bins import BINS
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import (
@@ -125,3 +133,17 @@ def test_verb_writes_weights_that_can_be_read(tmp_path, sharp, capsys):
     assert metadata['critic_images'] == '5'
     assert not torch.equal(tensors['critic.length_prior'], before['critic.length_prior'])
     torch.testing.assert_close(tensors['template.weight'], before['template.weight'])
+
+
+def test_average_of_two_lengths_lies_between_them_and_says_so():
+    def solution(length, height):
+        return BlurSolution(length * np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0]), 1e-6 * np.eye(6),
+                            -1.0, 1.0, 1.0, 20.0, log_posterior=height)
+
+    close_call = replace(solution(1.0, 0.0), alternatives=(solution(-2.0, -np.log(3.0)),))
+    averaged = close_call.averaged()
+    assert averaged.motion[0] == pytest.approx(0.125)  # signs mean nothing
+    assert averaged.covariance[0, 0] == pytest.approx(3 / 16 * 0.1 ** 2 + 1e-6)
+    clear = replace(solution(1.0, 0.0), alternatives=(solution(2.0, -30.0),)).averaged()
+    assert clear.motion[0] == pytest.approx(0.1)
+    assert clear.covariance[0, 0] == pytest.approx(1e-6, rel=0.01)

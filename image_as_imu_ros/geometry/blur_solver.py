@@ -53,6 +53,8 @@ LENGTH_RATIOS = np.exp(np.linspace(-1.7, 1.7, 32)).astype(np.float32)
 """Lengths of the blur relative to a hill's at which a critic looks."""
 CHOICES = slice(4, 28)
 """Those of LENGTH_RATIOS among which it chooses."""
+MODES = 4
+"""Most answers that a critic leaves open."""
 MODE_REACH = 2
 """Steps of LENGTH_RATIOS that belong to the same answer on either side of a peak."""
 SAME_HILL = 0.15
@@ -81,6 +83,25 @@ class BlurSolution:
     """Height of the hill, nats, up to a constant of the image."""
     alternatives: tuple[BlurSolution, ...] = ()
     """Other hills, less likely by this image alone."""
+
+    def averaged(self) -> BlurSolution:
+        """
+        Mean of all hills as likely as they are, with the covariance of their mixture.
+
+        Where two lengths are a close call, half-way between them is less wrong than either.
+        """
+        hills = (self, *self.alternatives)
+        heights = np.array([hill.log_posterior for hill in hills])
+        share = np.exp(heights - heights.max())
+        share /= share.sum()
+        # each on the side of the likeliest
+        motions = np.stack([math.copysign(1.0, hill.motion[:3] @ self.motion[:3]) * hill.motion
+                            for hill in hills])
+        mean = share @ motions
+        spread = motions - mean
+        covariance = np.einsum('k,kij->ij', share, [hill.covariance for hill in hills]) \
+            + (share * spread.T) @ spread
+        return replace(self, motion=mean, covariance=covariance)
 
     def given(self, expected: Expectation) -> BlurSolution:
         """Of this and the alternatives, the one that is likeliest with an expectation."""
@@ -335,7 +356,7 @@ class Mode:
 
 def _modes(motions: np.ndarray, log_probability: np.ndarray) -> list[Mode]:
     """
-    The likeliest FINALISTS lengths of hills.
+    The likeliest MODES of lengths of hills.
 
     :param motions: (K, 6)
     :param log_probability: (K, C), of each at LENGTH_RATIOS[CHOICES]
@@ -352,7 +373,7 @@ def _modes(motions: np.ndarray, log_probability: np.ndarray) -> list[Mode]:
             variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
             modes.append(Mode(motion * math.exp(mean), float(row[peak] + np.log(total)),
                               variance))
-    return sorted(modes, key=lambda mode: -mode.height)[:FINALISTS]
+    return sorted(modes, key=lambda mode: -mode.height)[:MODES]
 
 
 def _distinct(motions: np.ndarray) -> np.ndarray:
