@@ -33,7 +33,8 @@ ROSDEP_KEYS = {'cv2': 'python3-opencv', 'matplotlib': 'python3-matplotlib',
                'scipy': 'python3-scipy', 'tf2_ros': 'tf2_ros_py', 'timm': 'python3-timm-pip',
                'torch': 'python3-torch', 'tqdm': 'python3-tqdm', 'yaml': 'python3-yaml'}
 BROUGHT_BY_TIMM = {'safetensors'}  # which has no rosdep key of its own
-EXTRAS = {'accelerate': 'train', 'embreex': 'rooms'}  # what nobody needs who only uses the trained network
+# what nobody needs who only uses the trained network
+EXTRAS = {'accelerate': 'train', 'embreex': 'rooms'}
 
 
 def third_party_imports() -> set[str]:
