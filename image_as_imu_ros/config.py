@@ -85,8 +85,16 @@ class StreamConfig:
         0.5, 'longest time between frames that are still related to each other', unit='s',
         low=0.01, high=10.0)
     unresolved_sign: str = setting(
-        'predict', 'frames whose sign stays open: publish the prediction, or nothing',
-        one_of=('predict', 'drop'))
+        'predict', 'frames whose sign stays open: publish the prediction, nothing, or a '
+        'covariance that holds both signs', one_of=('predict', 'drop', 'inflate'))
+    exposure_mode: str = setting(
+        'given', 'exposure as it is told, or estimated from blur and motion between images, '
+        'whatever is told', one_of=('given', 'estimate'))
+    smoothing_frames: int = setting(
+        0, 'frames of look-ahead, offline only; 0 is causal', low=0, high=1000)
+    subframe_rates: int = setting(
+        0, "estimates per frame of a rolling shutter, one for each band of its rows; 0 or 1: the "
+        "frame's alone", low=0, high=64)
 
     def __post_init__(self) -> None:
         check(self)

@@ -92,8 +92,8 @@ class BlurGain:
     By how much the blur overstates the motion, learnt from the rotation between frames.
 
     A wrongly stated exposure and the network's own bias both scale all blur by one factor. Its
-    logarithm is a random walk, observed where the blurs at both ends of a gap have a sign: their
-    mean is compared with the rotation over the gap.
+    logarithm is a random walk, observed where blurs have a sign: their mean is compared with the
+    rotation over the same time.
     """
 
     PRIOR_STD = 0.3
@@ -101,19 +101,19 @@ class BlurGain:
     RATIO_STD = 0.4
     MIN_RATE_RAD_S = 1.5
 
-    def __init__(self) -> None:
+    def __init__(self, prior_std: float = PRIOR_STD) -> None:
         self.log_gain = 0.0
-        self.variance = self.PRIOR_STD ** 2
+        self.variance = prior_std ** 2
 
     def observe(self, blur_rate: np.ndarray, gap_rate: np.ndarray) -> None:
         """
-        Compare the mean of two neighbouring blurs' rates with the rate over the gap between.
+        Compare the mean rate of blurs with the rate by the rotation between their frames.
 
         :param blur_rate, gap_rate: (3,) rad/s
         """
         speed = np.linalg.norm(gap_rate)
         along = blur_rate @ gap_rate / max(speed, 1e-9)
-        if min(along, speed) < self.MIN_RATE_RAD_S:
+        if min(along / self.value, speed) < self.MIN_RATE_RAD_S:
             return
         noise = self.RATIO_STD ** 2
         innovation = np.log(along / speed) - self.log_gain

@@ -34,6 +34,14 @@ UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
 MAX_SPEED_STD_RAD_S = 6.0
 """A prediction that is less certain than this is not published."""
+UNEVEN_GAPS = 0.2
+"""Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
+GUESSED_EXPOSURE_S = 0.01
+"""Exposure that an estimate of it starts from."""
+GUESSED_EXPOSURE_STD = 1.0
+"""Of its logarithm: a tenth of that and ten times that are two sigma away."""
+KNOWN_EXPOSURE_STD = 0.15
+"""Of its logarithm, below which an estimated exposure counts as known."""
 
 
 class StreamEstimator:
@@ -46,15 +54,28 @@ class StreamEstimator:
     def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig = StreamConfig()) -> None:
         self.gyroscope = gyroscope
         self.config = config
+        self._estimates_exposure = config.exposure_mode == 'estimate'
         self.reset()
+
+    @property
+    def exposure_time_s(self) -> tuple[float, float] | None:
+        """Estimated exposure and its standard deviation, s; None where it is not estimated."""
+        if not self._estimates_exposure:
+            return None
+        exposure_s = GUESSED_EXPOSURE_S * self._gain.value
+        return exposure_s, exposure_s * float(np.sqrt(self._gain.variance))
 
     def reset(self) -> None:
         """Forget all earlier images: the next one may have any stamp."""
+        self._gain = BlurGain(GUESSED_EXPOSURE_STD) if self._estimates_exposure else BlurGain()
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget the motion, not what is known of the camera."""
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._filter = RotationFilter()
-        self._gain = BlurGain()
-        self._blur_rate: np.ndarray | None = None
+        self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
     def process(self, frame: Frame) -> MotionEstimate:
         """
@@ -70,6 +91,9 @@ class StreamEstimator:
 
     def join(self, observation: BlurObservation) -> MotionEstimate:
         """Take in the next image, of which the network has seen the blur; else as `process`."""
+        if self._estimates_exposure:  # the gain of the guess leads to the true one
+            observation = replace(observation, frame=replace(
+                observation.frame, exposure_time_s=GUESSED_EXPOSURE_S))
         frame = observation.frame
         previous = self._previous
         elapsed_s = None
@@ -80,14 +104,14 @@ class StreamEstimator:
                     f"stamp {frame.stamp_ns} ns is not after the last image's "
                     f'{previous.frame.stamp_ns} ns; reset the stream to accept a time jump')
             if elapsed_s > self.config.max_gap or frame.intrinsics != previous.frame.intrinsics:
-                self.reset()
+                self._restart()
                 previous = elapsed_s = None
         if previous is not None:
             self._filter.predict(elapsed_s)
         exposure_s = frame.exposure_time_s
         start = None
         if previous is not None and exposure_s is not None:
-            start = np.pad(self._filter.rate * exposure_s, (0, 3))
+            start = np.pad(self._filter.rate * exposure_s * self._gain.value, (0, 3))
         measurement = self.gyroscope.solve(observation, start)
         begin = time.perf_counter()
         alignment = None
@@ -106,7 +130,27 @@ class StreamEstimator:
         if previous is not None:
             self._filter.remember(elapsed_s)
         self._previous = measurement
-        return replace(estimate, timing_ms=timing)
+        return self._with_exposure(replace(estimate, timing_ms=timing))
+
+    def _learn_gain(self) -> None:
+        """Compare the blurs of three frames with the turn between them, by Simpson's rule."""
+        if len(self._gain_history) < 3:
+            return
+        (first, _, _), (middle, turn, gap_s), (last, next_turn, next_gap_s) = self._gain_history
+        if abs(gap_s - next_gap_s) < UNEVEN_GAPS * gap_s:
+            self._gain.observe((first + 4.0 * middle + last) / 6.0,
+                               (turn + next_turn) / (gap_s + next_gap_s))
+
+    def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
+        """State the exposure where it is estimated, and leave the blur out before it is known."""
+        if not self._estimates_exposure:
+            return estimate
+        exposure_s, deviation_s = self.exposure_time_s
+        if deviation_s < KNOWN_EXPOSURE_STD * exposure_s:
+            return replace(estimate, exposure_time_s=exposure_s)
+        if estimate.usable:
+            return replace(estimate, exposure_time_s=None)
+        return _nothing(estimate.stamp_ns)
 
     def _align(self, previous: BlurMeasurement, current: BlurMeasurement,
                elapsed_s: float) -> Alignment | None:
@@ -122,7 +166,7 @@ class StreamEstimator:
             blur = measurement.solution.motion if measurement.informative else None
             blurs.append(blur)
             if blur is not None and measurement.frame.exposure_time_s is not None:
-                turn = blur * elapsed_s / measurement.frame.exposure_time_s
+                turn = blur * elapsed_s / (measurement.frame.exposure_time_s * self._gain.value)
                 seeds += [turn, -turn]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds)
@@ -134,17 +178,16 @@ class StreamEstimator:
         """Resolve the blur's sign, update the filter and read it out."""
         frame = measurement.frame
         margin = 0.0
-        last_blur_rate, self._blur_rate = self._blur_rate, None
+        history, self._gain_history = self._gain_history, []
         if frame.exposure_time_s is not None:
             estimate = self.gyroscope.to_estimate(measurement)
         else:
-            estimate = MotionEstimate(
-                frame.stamp_ns, None, np.zeros(3), np.zeros(3), unknown_covariance(), False, 0.0,
-                0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
+            estimate = _nothing(frame.stamp_ns)
         blurred = measurement.informative and frame.exposure_time_s is not None
-        if blurred and elapsed_s is not None:
-            blur_rate = estimate.angular_velocity_rad_s
+        blur_rate = estimate.angular_velocity_rad_s
+        if blurred and (elapsed_s is not None or self._estimates_exposure):
             estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
+        if blurred and elapsed_s is not None:
             rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
             against = self._filter.likelihood(3, -rate, covariance) \
                 - self._filter.likelihood(3, rate, covariance)
@@ -154,14 +197,17 @@ class StreamEstimator:
             rate = estimate.angular_velocity_rad_s
             if margin >= RESOLVED_MARGIN:
                 self._filter.update(3, rate, covariance)
-                if alignment is not None and last_blur_rate is not None:
-                    self._gain.observe(0.5 * (last_blur_rate + blur_rate),
-                                       alignment.motion[:3] / elapsed_s)
-                self._blur_rate = blur_rate
+                if alignment is not None:
+                    self._gain_history = [*history[-2:],
+                                          (blur_rate, alignment.motion[:3], elapsed_s)]
+                    self._learn_gain()
             else:  # of either sign: zero, give or take the rate
-                self._filter.update(3, np.zeros(3), covariance + np.outer(rate, rate))
+                either = estimate.of_either_sign()
+                self._filter.update(3, np.zeros(3), either.covariance[3:, 3:])
+        inflates = blurred and self.config.unresolved_sign == 'inflate'
         if elapsed_s is None:
-            return estimate
+            return replace(estimate.of_either_sign(), sign_resolved=True,
+                           status=EstimateStatus.PREDICTED) if inflates else estimate
         resolved = margin >= RESOLVED_MARGIN
         if alignment is not None and not resolved:
             estimate = replace(
@@ -172,16 +218,25 @@ class StreamEstimator:
                 inlier_share=alignment.inlier_share)
         if resolved or alignment is not None:
             status = EstimateStatus.OK
-        elif self.config.unresolved_sign == 'predict' and \
-                np.trace(self._filter.rate_covariance) < 3 * MAX_SPEED_STD_RAD_S ** 2:
+        elif inflates or (
+                self.config.unresolved_sign != 'drop'
+                and np.trace(self._filter.rate_covariance) < 3 * MAX_SPEED_STD_RAD_S ** 2):
             status = EstimateStatus.PREDICTED
         else:
             return estimate
+        if inflates and not resolved and alignment is None:
+            estimate = estimate.of_either_sign()
         full = np.zeros((6, 6))
         full[:3, :3] = estimate.covariance[:3, :3]
         full[3:, 3:] = self._filter.rate_covariance
         return replace(estimate, angular_velocity_rad_s=self._filter.rate.copy(),
                        covariance=full, sign_resolved=True, sign_margin=margin, status=status)
+
+
+def _nothing(stamp_ns: int) -> MotionEstimate:
+    """Estimate of a motion of which nothing is known."""
+    return MotionEstimate(stamp_ns, None, np.zeros(3), np.zeros(3), unknown_covariance(), False,
+                          0.0, 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
 
 
 def _scaled(estimate: MotionEstimate, factor: float, log_variance: float) -> MotionEstimate:

@@ -165,6 +165,12 @@ class MotionEstimate:
             linear_velocity_m_s=rotation @ self.linear_velocity_m_s,
             covariance=both @ self.covariance @ both.T)
 
+    def of_either_sign(self) -> MotionEstimate:
+        """Zero, with a covariance that holds this motion and its negative."""
+        twist = np.concatenate([self.linear_velocity_m_s, self.angular_velocity_rad_s])
+        return replace(self, angular_velocity_rad_s=np.zeros(3), linear_velocity_m_s=np.zeros(3),
+                       covariance=self.covariance + np.outer(twist, twist))
+
     def negated(self) -> MotionEstimate:
         """The other of the two motions that blur alone cannot tell apart."""
         return replace(self, angular_velocity_rad_s=-self.angular_velocity_rad_s,
