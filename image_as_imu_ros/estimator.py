@@ -121,6 +121,20 @@ class VisualGyroscope:
         return BlurMeasurement(observation.frame, observation.working_image,
                                observation.intrinsics, solution, timing)
 
+    def solve_rows(self, observation: BlurObservation, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """
+        Find motions over a frame's exposure that a band of rows tells.
+
+        :param rows: of the working image, px
+        :param starts: motions (K, 6), (w T, v T / Z), to search from
+        :returns: distinct ones, the likeliest first; none where the image is blank
+        :raises ConfigError: if the network can only be asked for whole images
+        """
+        if observation.output is None:
+            return []
+        return self._architecture.solve_rows(observation.output, observation.matrix, rows, starts)
+
     def estimate(self, frame: Frame) -> MotionEstimate:
         """
         Estimate the camera's motion from one image, up to one common sign.

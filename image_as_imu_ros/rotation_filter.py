@@ -8,14 +8,34 @@ GATE = 50.0
 """Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
 
 
+def singer(elapsed_s: float, acceleration: float,
+           correlation_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Transition and noise of angle, rate and acceleration over some time, both (3, 3).
+
+    :param acceleration: rms of the acceleration, rad/s^2
+
+    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
+    """
+    steps = 12
+    dt = elapsed_s / steps
+    decay = np.exp(-dt / correlation_s)
+    step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
+    noise = np.zeros((3, 3))
+    transition = np.eye(3)
+    for _ in range(steps):
+        transition = step @ transition
+        noise = step @ noise @ step.T
+        noise[2, 2] += acceleration ** 2 * (1.0 - decay * decay)
+    return transition, noise
+
+
 class RotationFilter:
     """
     Kalman filter of the angle turned since the last frame, the rate and the acceleration.
 
     Accelerations follow Singer's model: correlated over CORRELATION_S, of a size in proportion
     to the recent rates, as hand and body shake. Axes are those of the camera.
-
-    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
     """
 
     CORRELATION_S = 0.04
@@ -26,6 +46,7 @@ class RotationFilter:
 
     def __init__(self) -> None:
         self.recent_rate = self.INITIAL_RATE_RAD_S
+        self.transition = np.eye(9)
         self.mean = np.zeros(9)
         self.covariance = np.zeros((9, 9))
         self.covariance[3:6, 3:6] = np.eye(3) * self.INITIAL_RATE_RAD_S ** 2
@@ -46,21 +67,12 @@ class RotationFilter:
 
     def predict(self, elapsed_s: float) -> None:
         """Go on by a gap; the angle is counted from its start."""
-        self.mean[:3] = 0.0
-        self.covariance[:3] = self.covariance[:, :3] = 0.0
-        steps = 12
-        dt = elapsed_s / steps
-        decay = np.exp(-dt / self.CORRELATION_S)
-        step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
-        noise = np.zeros((3, 3))
-        transition = np.eye(3)
-        for _ in range(steps):
-            transition = step @ transition
-            noise = step @ noise @ step.T
-            noise[2, 2] += self._acceleration() ** 2 * (1.0 - decay * decay)
-        full = np.kron(transition, np.eye(3))
-        self.mean = full @ self.mean
-        self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
+        transition, noise = singer(elapsed_s, self._acceleration(), self.CORRELATION_S)
+        transition[:, 0] = 0.0
+        self.transition = np.kron(transition, np.eye(3))
+        self.mean = self.transition @ self.mean
+        self.covariance = self.transition @ self.covariance @ self.transition.T \
+            + np.kron(noise, np.eye(3))
 
     def likelihood(self, start: int, value: np.ndarray, covariance: np.ndarray) -> float:
         """Squared Mahalanobis distance of a measurement of state entries start to start + 3."""

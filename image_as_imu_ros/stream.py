@@ -23,6 +23,7 @@ from image_as_imu_ros.estimator import (
 )
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
+from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
 from image_as_imu_ros.rotation_filter import BlurGain, RotationFilter
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
@@ -55,6 +56,9 @@ class StreamEstimator:
         self.gyroscope = gyroscope
         self.config = config
         self._estimates_exposure = config.exposure_mode == 'estimate'
+        self._band_estimator = BandEstimator(gyroscope, config.subframe_rates)
+        self.bands: tuple[MotionEstimate, ...] = ()
+        """Estimates of the last frame's bands of rows, in time order."""
         self.reset()
 
     @property
@@ -72,6 +76,7 @@ class StreamEstimator:
 
     def _restart(self) -> None:
         """Forget the motion, not what is known of the camera."""
+        self._band_estimator.reset()
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._filter = RotationFilter()
@@ -119,6 +124,8 @@ class StreamEstimator:
             alignment = self._align(previous, measurement, elapsed_s)
             if alignment is not None:
                 turn = alignment.motion[:3]
+                turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, frame))
+                alignment = replace(alignment, motion=np.concatenate([turn, alignment.motion[3:]]))
                 unmodelled = np.eye(3) * UNMODELLED_DEPTH ** 2 * (turn @ turn)
                 self._filter.update(0, turn, alignment.covariance[:3, :3] + unmodelled)
             if measurement.solution is not None and exposure_s is not None:
@@ -129,6 +136,10 @@ class StreamEstimator:
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
             self._filter.remember(elapsed_s)
+        self.bands = ()
+        if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:
+            self.bands = self._band_estimator.join(previous, observation, measurement, estimate,
+                                                   self._gain)
         self._previous = measurement
         return self._with_exposure(replace(estimate, timing_ms=timing))
 

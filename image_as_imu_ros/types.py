@@ -151,6 +151,10 @@ class MotionEstimate:
     inlier_share: float
     status: EstimateStatus
     timing_ms: dict[str, float] = field(default_factory=dict)
+    row_band_index: int = 0
+    """Which band of rows was measured, from 0 at the top."""
+    row_band_count: int = 1
+    """Bands that the image was divided into; 1 for the whole image."""
 
     @property
     def usable(self) -> bool:

@@ -8,6 +8,7 @@ starting motions, coarse to fine, over rotation and the translation of a scene a
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -77,6 +78,19 @@ class Level:
             + gy.ravel()[chosen, None] * matrix[chosen, 1]
         rows, columns = np.divmod(chosen, later.shape[1])
         self.pixels = np.stack([columns, rows, np.ones_like(rows)]).astype(np.float32)
+        self.offset_px = np.zeros((2, 1), np.float32)
+
+    def part(self, chosen: np.ndarray, offset_px: np.ndarray) -> Level:
+        """
+        Some of the pixels, each displaced by so much more than the common motion tells.
+
+        :param chosen: (N,) bool, n of them
+        :param offset_px: (2, n)
+        """
+        part = copy.copy(self)
+        part.values, part.jacobian = self.values[chosen], self.jacobian[chosen]
+        part.pixels, part.offset_px = self.pixels[:, chosen], offset_px
+        return part
 
     def sample(self, rotation: np.ndarray,
                translation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +100,7 @@ class Level:
         homography = self.camera @ turned @ self.inverse_camera
         x, y, z = homography.astype(np.float32) @ self.pixels
         z = np.maximum(z, 1e-3)
-        x, y = x / z, y / z
+        x, y = x / z - self.offset_px[0], y / z - self.offset_px[1]
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
         values = cv2.remap(self.earlier, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return values.reshape(-1), inside

@@ -15,7 +15,12 @@ import torch
 from torch import nn
 
 from image_as_imu_ros.errors import ConfigError
-from image_as_imu_ros.geometry.blur_solver import BlurSolution, Hills, solve_blur
+from image_as_imu_ros.geometry.blur_solver import (
+    BlurSolution,
+    Hills,
+    solve_blur,
+    solve_near,
+)
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import hill_features
@@ -53,6 +58,10 @@ class Architecture(Protocol):
 
     def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the output tells; `start` (6,) is a further starting point."""
+
+    def solve_rows(self, output: Any, matrix: np.ndarray, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """Find motions that a band of rows tells, px, near starts (K, 6)."""
 
 
 class Distributions:
@@ -93,6 +102,15 @@ class Distributions:
 
         return solve_blur(log_probability, matrix, start, judge)
 
+    def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """Find where the cells of a band agree, uphill from starts."""
+        centres_px = (np.arange(len(matrix)) + 0.5) * STRIDE_PX
+        inside = (centres_px >= rows.start) & (centres_px < rows.stop)
+        if not inside.any():
+            inside[np.abs(centres_px - 0.5 * (rows.start + rows.stop)).argmin()] = True
+        return solve_near(output[1][inside], matrix[inside], starts)
+
 
 class Reference:
     """The paper's flow and depth of an RGB image, and linear least squares."""
@@ -122,6 +140,16 @@ class Reference:
               start: np.ndarray | None) -> BlurSolution:
         """Fit the motion field to the flow; linear, so that no start is needed."""
         return solve_flow(*output, matrix)
+
+    def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """
+        Not of use: the paper's solver has no answer for a part of an image.
+
+        :raises ConfigError: always
+        """
+        raise ConfigError('subframe_rates: the reference network measures whole images only; '
+                          'use other weights or set it to 0')
 
 
 KNOWN = f'"{CompactNetwork.architecture}", "{ReferenceNetwork.architecture}" and ' \
