@@ -314,8 +314,10 @@ class BandEstimator:
         turn = found.motion[:3]
         shared = (ALIGNMENT_ERROR_PX / intrinsics.fx_px) ** 2 \
             + ALIGNMENT_SCALE_STD ** 2 * float(turn @ turn)
+        # of the rotation alone, as if the translation were known: prior and scale stand for it
+        covariance = np.linalg.inv(np.linalg.inv(found.covariance)[:3, :3])
         self._filter.update(self._filter.difference(earlier), turn,
-                            found.covariance[:3, :3] + shared * np.eye(3))
+                            covariance + shared * np.eye(3))
 
     def _weights(self, time_s: float) -> list[tuple[float, int]]:
         """The angle of the frame before at a time since its stamp, as a mean of copies."""

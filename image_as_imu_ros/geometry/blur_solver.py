@@ -343,16 +343,18 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
 
 
 def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
-               starts: np.ndarray) -> list[BlurSolution]:
+               starts: np.ndarray, share: float) -> list[BlurSolution]:
     """
     Find the hills above starts, as for a part of an image of which much is expected.
 
-    :param log_probability, matrix: as for `solve_blur`
+    :param log_probability, matrix: as for `solve_blur`, of a part of the cells
     :param starts: motions (K, 6)
+    :param share: of the image's cells
     :returns: distinct motions, the likeliest first; their `information` is not known
     """
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
-    objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
+    # as much against the prior as the whole image would have, lest it shorten every blur
+    objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
     found, heights = objective.climb(starts, COARSE_ITERATIONS)
     probability = np.exp(log_probability)
     solutions = []
@@ -363,7 +365,7 @@ def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
             float(value.mean()), 0.0,
             float(np.mean(value > log_probability.max(axis=1) - 3.0)),
             float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))),
-            log_posterior=float(objective.evaluate(motion[None])[0][0])))
+            log_posterior=float(value.sum()) / CELLS_PER_WITNESS))
     return solutions
 
 

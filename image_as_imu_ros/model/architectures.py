@@ -109,7 +109,7 @@ class Distributions:
         inside = (centres_px >= rows.start) & (centres_px < rows.stop)
         if not inside.any():
             inside[np.abs(centres_px - 0.5 * (rows.start + rows.stop)).argmin()] = True
-        return solve_near(output[1][inside], matrix[inside], starts)
+        return solve_near(output[1][inside], matrix[inside], starts, float(inside.mean()))
 
 
 class Reference:
