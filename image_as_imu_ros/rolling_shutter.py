@@ -27,6 +27,10 @@ MIN_PIXELS = 60
 """Fewest pixels of a band that are aligned."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned bands that counts as a match."""
+TEMPLATE_ROWS = 10
+"""Height of the strip that is searched for where a band is lost, at the coarser reduction."""
+LOST_PX = 3.0
+"""Uncertainty of an expected turn, at that reduction, from which on it is lost."""
 ALIGNMENT_ERROR_PX = 0.5
 """Error of an aligned band that all its pixels share."""
 ALIGNMENT_SCALE_STD = 0.03
@@ -39,6 +43,8 @@ MAX_RATE_STD_RAD_S = 6.0
 """A band that is less certain than this is not published."""
 START_STD_RAD_S = 3.0
 """By how much the rate of the first band may differ from its frame's."""
+START_ACCELERATION_RAD_S2 = 200.0
+ACCELERATION_PER_RATE = 35.0
 MEMORY_FRAMES = 4.0
 """Frames over which the size of the acceleration is remembered."""
 
@@ -145,10 +151,24 @@ class BandFilter:
 class _Pyramid:
     """One image pair at one reduction."""
 
+    scale: int
+    later: np.ndarray
     level: Level
     intrinsics: CameraIntrinsics
     field: np.ndarray
     """(N, 2, 6), motion field at the level's pixels."""
+
+    def matched(self, rows: slice) -> np.ndarray:
+        """The pan (3,) under which the middle of a band is found in the earlier image, rad."""
+        height, width = self.later.shape
+        middle = int(0.5 * (rows.start + rows.stop) / self.scale)
+        top = int(np.clip(middle - TEMPLATE_ROWS // 2, 0, height - TEMPLATE_ROWS))
+        left = width // 4
+        template = self.later[top:top + TEMPLATE_ROWS, left:width - left]
+        scores = cv2.matchTemplate(self.level.earlier, template, cv2.TM_CCOEFF_NORMED)
+        _, _, _, (x, y) = cv2.minMaxLoc(scores)
+        return np.array([(top - y) / self.intrinsics.fy_px, (x - left) / self.intrinsics.fx_px,
+                         0.0])
 
 
 class BandEstimator:
@@ -169,6 +189,7 @@ class BandEstimator:
         self._times_s = np.zeros(0)
         self._now_s = 0.0
         self._acceleration = 0.0
+        self._blur: np.ndarray | None = None
 
     def join(self, previous: BlurMeasurement | None, observation: BlurObservation,
              current: BlurMeasurement, estimate: MotionEstimate,
@@ -188,20 +209,22 @@ class BandEstimator:
         if self._filter is None or previous is None:
             if not estimate.usable:
                 return ()
-            self._acceleration = 35.0 * float(np.linalg.norm(estimate.angular_velocity_rad_s)) + 50
+            self._acceleration = START_ACCELERATION_RAD_S2
             self._filter = BandFilter(
                 estimate.angular_velocity_rad_s,
                 estimate.covariance[3:, 3:] + START_STD_RAD_S ** 2 * np.eye(3),
                 self._acceleration)
             self._now_s, self._times_s = times_s[0], np.zeros(0)
         pyramids = self._pyramids(previous, current) if len(self._times_s) else []
-        angles, rates, margins, informed = [], [], [], []
+        angles, rates, margins, informed, speeds = [], [], [], [], []
+        blur = self._blur
         for band, time_s in enumerate(times_s):
             self._filter.predict(time_s - self._now_s, self._acceleration)
             self._now_s = time_s
             rows = slice(edges[band], edges[band + 1])
-            aligned = bool(pyramids) and self._align(pyramids, rows, time_s, stamp_s, frame)
-            margin = self._take_blur(observation, current, rows, gain)
+            aligned = bool(pyramids) and self._align(pyramids, rows, time_s, stamp_s, frame, blur)
+            margin, blur = self._take_blur(observation, current, rows, gain, blur)
+            speeds.append(blur)
             margins.append(margin)
             informed.append(aligned or margin >= RESOLVED_MARGIN)
             angles.append(self._filter.copy(0))
@@ -210,7 +233,9 @@ class BandEstimator:
             self._read_out(estimate, band, rates[band], frame.stamp_ns + round(
                 (times_s[band] - stamp_s) * 1e9), margins[band], informed[band])
             for band in range(self._count))
-        self._adapt(np.stack([self._filter.mean[start:start + 3] for start in rates]), times_s)
+        self._blur = blur
+        self._adapt(np.stack([self._filter.mean[start:start + 3] for start in rates]), times_s,
+                    speeds)
         self._filter.forget_all_but(angles)
         self._times_s, self._now_s = times_s - stamp_s, self._now_s - stamp_s
         return estimates
@@ -228,26 +253,37 @@ class BandEstimator:
             status=status if certain else EstimateStatus.SIGN_UNRESOLVED,
             row_band_index=band, row_band_count=self._count)
 
-    def _adapt(self, rates: np.ndarray, times_s: np.ndarray) -> None:
-        """Let the size of the acceleration follow what this frame's rates show."""
+    def _adapt(self, rates: np.ndarray, times_s: np.ndarray,
+               blurs: list[np.ndarray | None]) -> None:
+        """Let the size of the acceleration follow what this frame's bands show."""
         slopes = np.diff(rates, axis=0) / np.diff(times_s)[:, None]
-        shown = 35.0 * np.sqrt((rates ** 2).mean()) + np.sqrt((slopes ** 2).mean(axis=0).max()) + 1
+        speeds = [np.linalg.norm(blur) for blur in blurs if blur is not None]
+        speed = np.sqrt(np.mean(np.square(speeds)) / 3) if speeds else 0.0
+        shown = ACCELERATION_PER_RATE * speed + np.sqrt((slopes ** 2).mean(axis=0).max()) + 1.0
         share = np.exp(-1.0 / MEMORY_FRAMES)
         self._acceleration = float(np.sqrt(
             share * self._acceleration ** 2 + (1.0 - share) * shown ** 2))
 
     def _take_blur(self, observation: BlurObservation, current: BlurMeasurement, rows: slice,
-                   gain: BlurGain) -> float:
-        """Update by a band's blur; returns the margin of its sign."""
+                   gain: BlurGain,
+                   last: np.ndarray | None) -> tuple[float, np.ndarray | None]:
+        """
+        Update by a band's blur.
+
+        :param last: blur of the band before, (3,) rad/s, of either sign
+        :returns: the margin of its sign, and the rate that it tells, of either sign
+        """
         exposure_s = current.frame.exposure_time_s
         if exposure_s is None or not current.informative:
-            return 0.0
+            return 0.0, None
         to_rate = 1.0 / (exposure_s * gain.value)
         matrix = self._filter.rate_matrix()
         expected = np.pad(self._filter.mean[3:6] / to_rate, (0, 3))
-        starts = np.stack([expected, current.solution.motion])
+        starts = [expected, current.solution.motion]
+        if last is not None:
+            starts.append(np.pad(last / to_rate, (0, 3)))
         readings = []
-        for hill in self._gyroscope.solve_rows(observation, rows, starts):
+        for hill in self._gyroscope.solve_rows(observation, rows, np.stack(starts)):
             rate = hill.motion[:3] * to_rate
             covariance = hill.covariance[:3, :3] * to_rate ** 2 \
                 + (LENGTH_STD ** 2 + gain.variance) * np.outer(rate, rate)
@@ -257,12 +293,13 @@ class BandEstimator:
             readings.append((hill.log_posterior - min(against), sign * rate, covariance,
                              abs(against[1] - against[0])))
         if not readings:
-            return 0.0
+            return 0.0, None
         _, rate, covariance, margin = max(readings, key=lambda reading: reading[0])
-        if margin < RESOLVED_MARGIN:  # of either sign: zero, give or take the rate
-            covariance, rate = covariance + np.outer(rate, rate), np.zeros(3)
-        self._filter.update(matrix, rate, covariance)
-        return margin
+        if margin >= RESOLVED_MARGIN:
+            self._filter.update(matrix, rate, covariance)
+        else:  # of either sign: zero, give or take the rate
+            self._filter.update(matrix, np.zeros(3), covariance + np.outer(rate, rate))
+        return margin, rate
 
     def _pyramids(self, previous: BlurMeasurement, current: BlurMeasurement) -> list[_Pyramid]:
         pyramids = []
@@ -275,38 +312,43 @@ class BandEstimator:
                 previous.working_image, current.working_image))
             level = Level(earlier, later, reduced, field)
             x, y, _ = level.pixels.astype(int)
-            pyramids.append(_Pyramid(level, reduced, field[y * size[0] + x]))
+            pyramids.append(_Pyramid(scale, later, level, reduced, field[y * size[0] + x]))
         return pyramids
 
     def _align(self, pyramids: list[_Pyramid], rows: slice, time_s: float, stamp_s: float,
-               frame: Frame) -> bool:
+               frame: Frame, blur: np.ndarray | None) -> bool:
         """Update by the turn since the band's scene was exposed in the frame before."""
-        found, earlier = None, []
-        turn = None
-        for scale, pyramid in zip(REDUCTIONS, pyramids):
+        expected = self._turn_since(time_s - stamp_s)
+        matrix = self._filter.difference(self._weights(time_s - stamp_s))
+        spread = matrix @ self._filter.covariance @ matrix.T
+        starts = [expected]
+        if np.trace(spread) * pyramids[0].intrinsics.fx_px ** 2 > LOST_PX ** 2:
+            starts.append(pyramids[0].matched(rows))
+            if blur is not None:
+                starts += [blur * stamp_s, -blur * stamp_s]
+        for pyramid in pyramids:
             y = pyramid.level.pixels[1]
-            chosen = (y >= rows.start / scale - 0.5) & (y < rows.stop / scale - 0.5)
+            chosen = (y >= rows.start / pyramid.scale - 0.5) & (y < rows.stop / pyramid.scale - 0.5)
             if chosen.sum() < MIN_PIXELS:
                 return False
-            field = pyramid.field[chosen]
-            later_s = stamp_s + row_offset_s(y[chosen], pyramid.intrinsics, frame)
-            if turn is None:
-                turn = self._turn_since(later_s.mean() - stamp_s)
-            moved = field[:, :, :3] @ turn
-            earlier_s = row_offset_s(y[chosen] - moved[:, 1], pyramid.intrinsics, frame)
-            mean_s = float(np.clip(earlier_s.mean(), self._times_s[0], self._times_s[-1]))
-            if found is None:
-                turn = self._turn_since(mean_s)
-            rate = self._filter.mean[3:6]
-            earlier = self._weights(mean_s)
-            within = (later_s - time_s)[:, None] * rate \
-                - (earlier_s - mean_s)[:, None] * self._rate_before(mean_s)
-            offset = np.einsum('nij,nj->in', field[:, :, :3], within).astype(np.float32)
-            found = pyramid.level.part(chosen, offset).refine(np.pad(turn, (0, 3)), ITERATIONS)
-            if found is None or found.similarity < MIN_SIMILARITY:
+            field, y = pyramid.field[chosen], y[chosen]
+            later_s = stamp_s + row_offset_s(y, pyramid.intrinsics, frame)
+            best = None
+            for turn in starts:
+                seen_s = row_offset_s(y - (field[:, :, :3] @ turn)[:, 1], pyramid.intrinsics, frame)
+                mean_s = float(np.clip(seen_s.mean(), self._times_s[0], self._times_s[-1]))
+                # rows of a band turned by a little more or less than its middle
+                within = (later_s - time_s)[:, None] * self._filter.mean[3:6] \
+                    - (seen_s - mean_s)[:, None] * self._rate_before(mean_s)
+                offset = np.einsum('nij,nj->in', field[:, :, :3], within).astype(np.float32)
+                found = pyramid.level.part(chosen, offset).refine(np.pad(turn, (0, 3)), ITERATIONS)
+                if found is not None and (best is None
+                                          or found.similarity > best[0].similarity):
+                    best = found, mean_s
+            if best is None or best[0].similarity < MIN_SIMILARITY:
                 return False
-            turn = found.motion[:3]
-        self._take_turn(found, earlier, pyramids[-1].intrinsics)
+            starts = [best[0].motion[:3]]
+        self._take_turn(best[0], self._weights(best[1]), pyramids[-1].intrinsics)
         return True
 
     def _take_turn(self, found: Alignment, earlier: list[tuple[float, int]],
