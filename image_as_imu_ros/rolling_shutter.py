@@ -328,14 +328,16 @@ class BandEstimator:
                 starts += [blur * stamp_s, -blur * stamp_s]
         for pyramid in pyramids:
             y = pyramid.level.pixels[1]
-            chosen = (y >= rows.start / pyramid.scale - 0.5) & (y < rows.stop / pyramid.scale - 0.5)
+            full_size = (y + 0.5) * pyramid.scale
+            chosen = (full_size >= rows.start) & (full_size < rows.stop)
             if chosen.sum() < MIN_PIXELS:
                 return False
             field, y = pyramid.field[chosen], y[chosen]
             later_s = stamp_s + row_offset_s(y, pyramid.intrinsics, frame)
             best = None
             for turn in starts:
-                seen_s = row_offset_s(y - (field[:, :, :3] @ turn)[:, 1], pyramid.intrinsics, frame)
+                seen_at = y - (field[:, :, :3] @ turn)[:, 1]
+                seen_s = row_offset_s(seen_at, pyramid.intrinsics, frame)
                 mean_s = float(np.clip(seen_s.mean(), self._times_s[0], self._times_s[-1]))
                 # rows of a band turned by a little more or less than its middle
                 within = (later_s - time_s)[:, None] * self._filter.mean[3:6] \

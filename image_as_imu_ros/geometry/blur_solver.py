@@ -46,6 +46,7 @@ INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
 COARSE_ITERATIONS = 10
 FINE_ITERATIONS = 2
+NEAR_ITERATIONS = 8
 SPARSE = 4
 """Every other row and column."""
 FINALISTS = 2
@@ -355,7 +356,7 @@ def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
     # as much against the prior as the whole image would have, lest it shorten every blur
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
-    found, heights = objective.climb(starts, COARSE_ITERATIONS)
+    found, heights = objective.climb(starts, NEAR_ITERATIONS)
     probability = np.exp(log_probability)
     solutions = []
     for motion in _distinct(found[np.argsort(-heights)]):
