@@ -72,6 +72,9 @@ class EstimatorConfig:
     scene_depth: float = setting(
         2.0, 'assumed distance of the scene, which scales the linear velocity', unit='m',
         low=0.05, high=1000.0)
+    scene_depth_error: float = setting(
+        0.5, 'standard deviation of scene_depth, relative to it; small where it is known',
+        low=0.001, high=10.0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -111,6 +114,8 @@ class NodeConfig:
         low=0.0, high=1.0, read_only=False)
     use_exposure_topic: bool = setting(
         False, "take each frame's exposure from the topic exposure_time (ExposureTime)")
+    use_depth_topic: bool = setting(
+        False, 'take the depth of the scene from the topic depth (Image, aligned with image)')
     readout_time: float = setting(
         0.0, 'time from the first to the last row of a rolling shutter; 0 for global', unit='s',
         low=0.0, high=0.2, read_only=False)

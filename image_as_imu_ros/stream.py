@@ -224,7 +224,7 @@ class StreamEstimator:
             estimate = replace(
                 estimate,
                 linear_velocity_m_s=alignment.motion[3:] / elapsed_s
-                * self.gyroscope.config.scene_depth,
+                * self.gyroscope.depth_of(measurement)[0],
                 quality=max(estimate.quality, alignment.similarity),
                 inlier_share=alignment.inlier_share)
         if resolved or alignment is not None:

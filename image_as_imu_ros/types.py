@@ -82,7 +82,9 @@ class Frame:
 
     `image` is (H, W) gray or (H, W, 3) RGB, uint8 or uint16. `stamp_ns` is the middle of the
     exposure (of the centre row where the shutter rolls). `exposure_time_s` is None where it is
-    unknown; `readout_time_s` is 0 for a global or unknown shutter.
+    unknown; `readout_time_s` is 0 for a global or unknown shutter. `depth_m` is (h, w), the
+    distance along the optical axis of what the image shows, over the same view but of any
+    resolution; NaN where unknown.
 
     :raises InputError: if the image's type or shape, its match with the intrinsics, or a time
         is unusable
@@ -93,6 +95,7 @@ class Frame:
     intrinsics: CameraIntrinsics
     exposure_time_s: float | None
     readout_time_s: float = 0.0
+    depth_m: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = self.image.shape
@@ -110,6 +113,10 @@ class Frame:
             raise InputError(f'exposure time {exposure} s is outside (0, 10] s')
         if not (math.isfinite(self.readout_time_s) and 0.0 <= self.readout_time_s <= 1.0):
             raise InputError(f'readout time {self.readout_time_s} s is outside [0, 1] s')
+        if self.depth_m is not None and (self.depth_m.ndim != 2 or 0 in self.depth_m.shape
+                                         or self.depth_m.dtype.kind != 'f'):
+            raise InputError(f'depth of shape {self.depth_m.shape} and type '
+                             f'{self.depth_m.dtype} is not (h, w) of floats, in m')
 
 
 class EstimateStatus(enum.IntEnum):
