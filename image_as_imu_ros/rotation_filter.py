@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 GATE = 50.0
@@ -30,6 +32,20 @@ def singer(elapsed_s: float, acceleration: float,
     return transition, noise
 
 
+@dataclass(frozen=True)
+class FilterStep:
+    """A filter's state at one frame, with what it was predicted from the frame before."""
+
+    begins: bool
+    """Whether there is no frame before."""
+    transition: np.ndarray
+    """(n, n), from the state at the frame before."""
+    predicted_mean: np.ndarray
+    predicted_covariance: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
 class RotationFilter:
     """
     Kalman filter of the angle turned since the last frame, the rate and the acceleration.
@@ -46,11 +62,11 @@ class RotationFilter:
 
     def __init__(self) -> None:
         self.recent_rate = self.INITIAL_RATE_RAD_S
-        self.transition = np.eye(9)
         self.mean = np.zeros(9)
         self.covariance = np.zeros((9, 9))
         self.covariance[3:6, 3:6] = np.eye(3) * self.INITIAL_RATE_RAD_S ** 2
         self.covariance[6:, 6:] = np.eye(3) * self._acceleration() ** 2
+        self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def rate(self) -> np.ndarray:
@@ -69,10 +85,17 @@ class RotationFilter:
         """Go on by a gap; the angle is counted from its start."""
         transition, noise = singer(elapsed_s, self._acceleration(), self.CORRELATION_S)
         transition[:, 0] = 0.0
-        self.transition = np.kron(transition, np.eye(3))
-        self.mean = self.transition @ self.mean
-        self.covariance = self.transition @ self.covariance @ self.transition.T \
-            + np.kron(noise, np.eye(3))
+        full = np.kron(transition, np.eye(3))
+        self.mean = full @ self.mean
+        self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
+        self._prediction = full, self.mean, self.covariance
+
+    @property
+    def step(self) -> FilterStep:
+        """The present state and how it came about; arrays are never changed in place."""
+        size = len(self.mean)
+        prediction = self._prediction or (np.eye(size), self.mean, self.covariance)
+        return FilterStep(self._prediction is None, *prediction, self.mean, self.covariance)
 
     def likelihood(self, start: int, value: np.ndarray, covariance: np.ndarray) -> float:
         """Squared Mahalanobis distance of a measurement of state entries start to start + 3."""

@@ -24,7 +24,7 @@ from image_as_imu_ros.estimator import (
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
 from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
-from image_as_imu_ros.rotation_filter import BlurGain, RotationFilter
+from image_as_imu_ros.rotation_filter import BlurGain, FilterStep, RotationFilter
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 RESOLVED_MARGIN = 2.0
@@ -68,6 +68,11 @@ class StreamEstimator:
             return None
         exposure_s = GUESSED_EXPOSURE_S * self._gain.value
         return exposure_s, exposure_s * float(np.sqrt(self._gain.variance))
+
+    @property
+    def filter_step(self) -> FilterStep:
+        """The filter's state after the last frame, for a smoother."""
+        return self._filter.step
 
     def reset(self) -> None:
         """Forget all earlier images: the next one may have any stamp."""

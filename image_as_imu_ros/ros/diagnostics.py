@@ -134,8 +134,9 @@ class Monitor:
                     f'{dropped} of {received} images dropped; {self._last_drop}')
         if self.facts.get('exposure source') == 'unknown':
             return (DiagnosticStatus.WARN,
-                    'exposure unknown: set exposure_time or use_exposure_topic')
-        return DiagnosticStatus.OK, f'{len(self._published)} of {received} images measured'
+                    'exposure unknown: set exposure_time or use_exposure_topic, or '
+                    'stream.exposure_mode to estimate')
+        return DiagnosticStatus.OK, f'{len(self._published)} measurements of {received} images'
 
     def _values(self) -> dict[str, str]:
         """Every line of the report."""

@@ -180,6 +180,7 @@ def write_recording(config: RecordingConfig, folder: Path) -> Trajectory:
     bias = config.gyro_bias * rng.standard_normal(3)
     with SequenceFolder(folder, 'simulated room and hand shake', {
             'settings': dataclasses.asdict(config), 'gyro_bias_rad_s': bias.tolist(),
+            'readout_time_s': config.readout_time,
             }) as sequence:
         room = Room(config.seed)
         trajectory = Trajectory.hand_shake(config.seed, config.duration)
