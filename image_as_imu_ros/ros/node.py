@@ -451,7 +451,8 @@ class VisualImu(LifecycleNode):
         if config.publish_twist:
             self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
         now_ns = self.get_clock().now().nanoseconds
-        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s)
+        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
+                                estimate.row_band_index)
 
     # Reports, from either thread
 

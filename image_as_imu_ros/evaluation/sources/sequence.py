@@ -4,7 +4,7 @@ Sequence folders: frames.csv, gyro.csv and meta.json beside the images.
 frames.csv has one row per image and camera: file, t or t_mid (mid-exposure, s), exposure_s,
 width, height, fx, fy, cx, cy; optional camera, model and the references wx, wy, wz (rad/s) and
 vx, vy, vz (m/s) in that camera's axes. gyro.csv (t, wx, wy, wz) is in the axes of the first
-camera.
+camera. meta.json may tell the readout_time_s of a rolling shutter.
 """
 
 from __future__ import annotations
