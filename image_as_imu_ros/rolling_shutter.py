@@ -17,7 +17,13 @@ import numpy as np
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
 from image_as_imu_ros.geometry.alignment import Alignment, Level
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.rotation_filter import GATE, BlurGain, singer
+from image_as_imu_ros.rotation_filter import (
+    GATE,
+    MAX_SPEED_STD_RAD_S,
+    RESOLVED_MARGIN,
+    BlurGain,
+    singer,
+)
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
 REDUCTIONS = (4, 2)
@@ -34,13 +40,9 @@ LOST_PX = 3.0
 ALIGNMENT_ERROR_PX = 0.5
 """Error of an aligned band that all its pixels share."""
 ALIGNMENT_SCALE_STD = 0.03
-"""The same, relative to the turn."""
+"""The same, relative to the turn: depths differ, and translation looks like rotation."""
 LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
-RESOLVED_MARGIN = 2.0
-"""Log-likelihood ratio from which on a blur's sign counts as known."""
-MAX_RATE_STD_RAD_S = 6.0
-"""A band that is less certain than this is not published."""
 START_STD_RAD_S = 3.0
 """By how much the rate of the first band may differ from its frame's."""
 START_ACCELERATION_RAD_S2 = 200.0
@@ -245,7 +247,7 @@ class BandEstimator:
         covariance = estimate.covariance.copy()
         covariance[:3, 3:] = covariance[3:, :3] = 0.0
         covariance[3:, 3:] = self._filter.covariance[start:start + 3, start:start + 3]
-        certain = np.trace(covariance[3:, 3:]) < 3 * MAX_RATE_STD_RAD_S ** 2
+        certain = np.trace(covariance[3:, 3:]) < 3 * MAX_SPEED_STD_RAD_S ** 2
         status = EstimateStatus.OK if informed else EstimateStatus.PREDICTED
         return replace(
             estimate, stamp_ns=stamp_ns, covariance=covariance, sign_resolved=bool(certain),
@@ -302,6 +304,8 @@ class BandEstimator:
         return margin, rate
 
     def _pyramids(self, previous: BlurMeasurement, current: BlurMeasurement) -> list[_Pyramid]:
+        if previous.solution is None or current.solution is None:  # a blank image matches any
+            return []
         pyramids = []
         for scale in REDUCTIONS:
             size = (current.intrinsics.width_px // scale, current.intrinsics.height_px // scale)

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+RESOLVED_MARGIN = 2.0
+"""Log-likelihood ratio from which on a blur's sign counts as known."""
+MAX_SPEED_STD_RAD_S = 6.0
+"""A rate that is less certain than this is not published."""
 GATE = 50.0
 """Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
 

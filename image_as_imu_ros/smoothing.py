@@ -9,8 +9,8 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import VisualGyroscope
-from image_as_imu_ros.rotation_filter import FilterStep
-from image_as_imu_ros.stream import MAX_SPEED_STD_RAD_S, StreamEstimator
+from image_as_imu_ros.rotation_filter import MAX_SPEED_STD_RAD_S, FilterStep
+from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 

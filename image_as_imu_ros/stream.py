@@ -24,17 +24,19 @@ from image_as_imu_ros.estimator import (
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
 from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
-from image_as_imu_ros.rotation_filter import BlurGain, FilterStep, RotationFilter
+from image_as_imu_ros.rotation_filter import (
+    MAX_SPEED_STD_RAD_S,
+    RESOLVED_MARGIN,
+    BlurGain,
+    FilterStep,
+    RotationFilter,
+)
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
-RESOLVED_MARGIN = 2.0
-"""Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
-MAX_SPEED_STD_RAD_S = 6.0
-"""A prediction that is less certain than this is not published."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
