@@ -72,6 +72,11 @@ class StreamEstimator:
         return exposure_s, exposure_s * float(np.sqrt(self._gain.variance))
 
     @property
+    def _knows_exposure(self) -> bool:
+        """Whether an estimated exposure is certain enough to be told."""
+        return self._gain.variance < KNOWN_EXPOSURE_STD ** 2
+
+    @property
     def filter_step(self) -> FilterStep:
         """The filter's state after the last frame, for a smoother."""
         return self._filter.step
@@ -163,9 +168,8 @@ class StreamEstimator:
         """State the exposure where it is estimated, and leave the blur out before it is known."""
         if not self._estimates_exposure:
             return estimate
-        exposure_s, deviation_s = self.exposure_time_s
-        if deviation_s < KNOWN_EXPOSURE_STD * exposure_s:
-            return replace(estimate, exposure_time_s=exposure_s)
+        if self._knows_exposure:
+            return replace(estimate, exposure_time_s=self.exposure_time_s[0])
         if estimate.usable:
             return replace(estimate, exposure_time_s=None)
         return _nothing(estimate.stamp_ns)
@@ -203,10 +207,15 @@ class StreamEstimator:
             estimate = _nothing(frame.stamp_ns)
         blurred = measurement.informative and frame.exposure_time_s is not None
         blur_rate = estimate.angular_velocity_rad_s
+        signing = estimate
         if blurred and (elapsed_s is not None or self._estimates_exposure):
-            estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
+            signing = estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
         if blurred and elapsed_s is not None:
-            rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
+            if self._estimates_exposure and not self._knows_exposure:
+                # the sign is then in the direction, whatever the length
+                length = np.linalg.norm(self._filter.rate) / (np.linalg.norm(blur_rate) + 1e-9)
+                signing = _scaled(self.gyroscope.to_estimate(measurement), float(length), 0.0)
+            rate, covariance = signing.angular_velocity_rad_s, signing.covariance[3:, 3:]
             against = self._filter.likelihood(3, -rate, covariance) \
                 - self._filter.likelihood(3, rate, covariance)
             margin = 0.5 * abs(against)
@@ -214,7 +223,7 @@ class StreamEstimator:
                 estimate, blur_rate = estimate.negated(), -blur_rate
             rate = estimate.angular_velocity_rad_s
             if margin >= RESOLVED_MARGIN:
-                self._filter.update(3, rate, covariance)
+                self._filter.update(3, rate, estimate.covariance[3:, 3:])
                 if alignment is not None:
                     self._gain_history = [*history[-2:],
                                           (blur_rate, alignment.motion[:3], elapsed_s)]
