@@ -43,6 +43,8 @@ ALIGNMENT_SCALE_STD = 0.03
 """The same, relative to the turn: depths differ, and translation looks like rotation."""
 LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
+MAX_GAP_LOSS = 0.75
+"""Most by which a scene that moves against the shutter shortens the gap, relative to it."""
 START_STD_RAD_S = 3.0
 """By how much the rate of the first band may differ from its frame's."""
 START_ACCELERATION_RAD_S2 = 200.0
@@ -70,8 +72,9 @@ def effective_gap_s(turn: np.ndarray, gap_s: float, frame: Frame) -> float:
     :param turn: (3,) rad, from one image to the next
     :param gap_s: between the same row of both images
     """
-    rows = turn[0] * frame.intrinsics.fy_px
-    return gap_s + frame.readout_time_s * float(rows) / frame.intrinsics.height_px
+    rows = float(turn[0]) * frame.intrinsics.fy_px
+    shift_s = frame.readout_time_s * rows / frame.intrinsics.height_px
+    return gap_s + max(shift_s, -MAX_GAP_LOSS * gap_s)  # images that match overlap
 
 
 class BandFilter:

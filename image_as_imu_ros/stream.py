@@ -148,12 +148,13 @@ class StreamEstimator:
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
             self._filter.remember(elapsed_s)
+        estimate = self._with_exposure(replace(estimate, timing_ms=timing))
         self.bands = ()
         if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:
             self.bands = self._band_estimator.join(previous, observation, measurement, estimate,
                                                    self._gain)
         self._previous = measurement
-        return self._with_exposure(replace(estimate, timing_ms=timing))
+        return estimate
 
     def _learn_gain(self) -> None:
         """Compare the blurs of three frames with the turn between them, by Simpson's rule."""

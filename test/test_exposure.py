@@ -18,16 +18,16 @@ ESTIMATE = StreamConfig(exposure_mode='estimate')
 
 @pytest.fixture(scope='module')
 def observations(gyroscope, blurred_frames):
-    """There and back, so that the stream is long enough to learn from; no exposure is told."""
+    """There and back, of which no exposure is told."""
     interval_ns = blurred_frames[1].stamp_ns - blurred_frames[0].stamp_ns
     observed = [gyroscope.observe(replace(frame, exposure_time_s=None))
                 for frame in blurred_frames]
-    order = [*observed, *observed[-2:0:-1], *observed]
+    order = [*observed, *observed[-2::-1]]
     return [replace(each, frame=replace(each.frame, stamp_ns=index * interval_ns))
             for index, each in enumerate(order)]
 
 
-@pytest.fixture(scope='module', params=[0.003, 0.01, 0.03])
+@pytest.fixture(scope='module', params=[0.003, 0.03])
 def learnt(request, gyroscope, observations):
     """The stream and its estimates, from guesses a factor of three off."""
     with pytest.MonkeyPatch.context() as patch:
@@ -54,8 +54,8 @@ def test_exposure_is_told_once_it_is_known_and_not_before(learnt):
 
 def test_velocities_are_as_good_as_their_covariance_says(learnt, blurred_sequence):
     count = len(blurred_sequence.frames)
-    estimates = learnt[1][-count + 3:]
-    truth = np.array([frame.angular_velocity_rad_s for frame in blurred_sequence.frames])[3:]
+    estimates = learnt[1][-count + 3:]  # on the way back
+    truth = -np.array([frame.angular_velocity_rad_s for frame in blurred_sequence.frames])[-4::-1]
     rates = np.array([estimate.angular_velocity_rad_s for estimate in estimates])
     assert np.linalg.norm(rmse(rates, truth)) < 0.3 * np.linalg.norm(rmse(0, truth))
     assert mean_nees(rates, truth, np.array(
@@ -75,11 +75,12 @@ def test_a_told_exposure_is_not_looked_at(gyroscope, observations):
 
 def test_a_gap_leaves_the_exposure_known_and_a_reset_does_not(gyroscope, observations):
     stream = StreamEstimator(gyroscope, ESTIMATE)
-    for observation in observations:
+    learnt_from = observations[:20]
+    for observation in learnt_from:
         stream.join(observation)
     before = stream.exposure_time_s
     later = replace(observations[0], frame=replace(
-        observations[0].frame, stamp_ns=observations[-1].frame.stamp_ns + 5_000_000_000))
+        observations[0].frame, stamp_ns=learnt_from[-1].frame.stamp_ns + 5_000_000_000))
     assert stream.join(later).exposure_time_s is not None
     assert stream.exposure_time_s == before
     stream.reset()

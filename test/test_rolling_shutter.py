@@ -138,6 +138,16 @@ def test_known_readout_time_corrects_the_gap_between_images(room, gyroscope):
     assert abs(speeds[READOUT_S] - 1.5) < 0.05
 
 
+def test_bands_do_with_an_exposure_that_is_estimated(shaken, gyroscope):
+    _, frames, _, _ = shaken[0]
+    stream = StreamEstimator(gyroscope, StreamConfig(subframe_rates=BANDS,
+                                                     exposure_mode='estimate'))
+    for frame in frames[:4]:
+        estimate = stream.process(replace(frame, exposure_time_s=None))
+    assert {band.exposure_time_s for band in stream.bands} == {estimate.exposure_time_s}
+    assert all(np.isfinite(band.angular_velocity_rad_s).all() for band in stream.bands)
+
+
 def test_rows_have_their_own_time_in_reduced_images():
     frame = Frame(np.zeros((224, 320), np.uint8), 0, CAMERA, EXPOSURE_S, READOUT_S)
     half = CAMERA.resized(160, 112)
