@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
 from image_as_imu_ros.geometry.alignment import Alignment, Level
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
@@ -180,12 +181,13 @@ class BandEstimator:
     """
     Follows the rate through the bands of a rolling shutter's images.
 
-    :param bands: per image
+    `subframe_rates` of the config are the bands per image.
     """
 
-    def __init__(self, gyroscope: VisualGyroscope, bands: int) -> None:
+    def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig) -> None:
         self._gyroscope = gyroscope
-        self._count = bands
+        self._count = config.subframe_rates
+        self._predicts = config.unresolved_sign != 'drop'
         self.reset()
 
     def reset(self) -> None:
@@ -224,7 +226,8 @@ class BandEstimator:
         angles, rates, margins, informed, speeds = [], [], [], [], []
         blur = self._blur
         for band, time_s in enumerate(times_s):
-            self._filter.predict(time_s - self._now_s, self._acceleration)
+            # never back, where the readout lasts longer than the frame interval
+            self._filter.predict(max(time_s - self._now_s, 0.0), self._acceleration)
             self._now_s = time_s
             rows = slice(edges[band], edges[band + 1])
             aligned = bool(pyramids) and self._align(pyramids, rows, time_s, stamp_s, frame, blur)
@@ -243,6 +246,8 @@ class BandEstimator:
                     speeds)
         self._filter.forget_all_but(angles)
         self._times_s, self._now_s = times_s - stamp_s, self._now_s - stamp_s
+        if all(each.status is EstimateStatus.SIGN_UNRESOLVED for each in estimates):
+            self.reset()  # to start from the next frame's estimate
         return estimates
 
     def _read_out(self, estimate: MotionEstimate, band: int, start: int, stamp_ns: int,
@@ -253,7 +258,8 @@ class BandEstimator:
         certain = np.trace(covariance[3:, 3:]) < 3 * MAX_SPEED_STD_RAD_S ** 2
         status = EstimateStatus.OK if informed else EstimateStatus.PREDICTED
         return replace(
-            estimate, stamp_ns=stamp_ns, covariance=covariance, sign_resolved=bool(certain),
+            estimate, stamp_ns=stamp_ns, covariance=covariance,
+            sign_resolved=bool(certain and (informed or self._predicts)),
             angular_velocity_rad_s=self._filter.mean[start:start + 3], sign_margin=margin,
             status=status if certain else EstimateStatus.SIGN_UNRESOLVED,
             row_band_index=band, row_band_count=self._count)

@@ -58,7 +58,7 @@ class StreamEstimator:
         self.gyroscope = gyroscope
         self.config = config
         self._estimates_exposure = config.exposure_mode == 'estimate'
-        self._band_estimator = BandEstimator(gyroscope, config.subframe_rates)
+        self._band_estimator = BandEstimator(gyroscope, config)
         self.bands: tuple[MotionEstimate, ...] = ()
         """Estimates of the last frame's bands of rows, in time order."""
         self.reset()
