@@ -23,6 +23,7 @@ from image_as_imu_ros.estimator import (
 )
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
+from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
 from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
 from image_as_imu_ros.rotation_filter import (
     MAX_SPEED_STD_RAD_S,
@@ -91,6 +92,7 @@ class StreamEstimator:
         self._band_estimator.reset()
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
+        self._comparison: RelativeBlurSolver | None = None
         self._filter = RotationFilter()
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
@@ -165,6 +167,29 @@ class StreamEstimator:
             self._gain.observe((first + 4.0 * middle + last) / 6.0,
                                (turn + next_turn) / (gap_s + next_gap_s))
 
+    def _compare_blurs(self, current: BlurMeasurement, alignment: Alignment) -> None:
+        """Update the filter by how this image's blur and the last one's belong together."""
+        previous = self._previous
+        if len(self._gain_history) < 2:  # the last blur was not used
+            return
+        if self._comparison is None:
+            self._comparison = RelativeBlurSolver(current.intrinsics)
+        to_motion = self._gain.value * np.repeat(
+            [previous.frame.exposure_time_s, current.frame.exposure_time_s], 3)
+        turns = self._filter.two_rates * to_motion
+        motions = []
+        for measurement, turn in ((previous, turns[:3]), (current, turns[3:])):
+            translation = measurement.solution.motion[3:]
+            facing = np.sign(measurement.solution.motion[:3] @ turn)
+            motions.append(np.concatenate([turn, facing * translation]))
+        scale = np.outer(to_motion, to_motion)
+        known = np.linalg.inv(self._filter.two_rates_covariance * scale)
+        relative = self._comparison.compare(previous.working_image, current.working_image,
+                                            alignment, *motions, known)
+        if relative is not None:
+            self._filter.update_two_rates(relative.rotations / to_motion,
+                                          relative.information * scale)
+
     def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
         """State the exposure where it is estimated, and leave the blur out before it is known."""
         if not self._estimates_exposure:
@@ -229,6 +254,7 @@ class StreamEstimator:
                     self._gain_history = [*history[-2:],
                                           (blur_rate, alignment.motion[:3], elapsed_s)]
                     self._learn_gain()
+                    self._compare_blurs(measurement, alignment)
             else:  # of either sign: zero, give or take the rate
                 either = estimate.of_either_sign()
                 self._filter.update(3, np.zeros(3), either.covariance[3:, 3:])
