@@ -8,16 +8,16 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import expm
 
+from image_as_imu_ros.geometry.relative_blur import LEAST_INFORMATION
+
 RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MAX_SPEED_STD_RAD_S = 6.0
 """A rate that is less certain than this is not published."""
 GATE = 50.0
 """Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
-TWO_RATES = np.r_[12:15, 3:6]
+TWO_RATES = np.r_[15:18, 3:6]
 """Where the rates at the last image and now are in the state of `RotationFilter`."""
-LEAST_INFORMATION = 1e-6
-"""Directions of a measurement that tell less, relative to the best, tell nothing."""
 
 
 def singer(elapsed_s: float, acceleration: float,
@@ -57,29 +57,29 @@ class FilterStep:
 
 
 @lru_cache(maxsize=64)
-def shaking(elapsed_s: float, length_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shaking(elapsed_s: float, length_s: float, drift: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Angle, rate and its two derivatives of a rate that is a Matern-5/2 process of unit variance.
+    Transition and noise of a rate that shakes about a steady one, over some time, both (5, 5).
 
-    :param length_s: over which rates resemble each other
-    :returns: transition and noise over some time, and the covariance before anything is known
-        (the angle counted from there), each (4, 4)
+    The state is the angle, the rate, its first and second derivative, and the steady rate. The
+    difference of both rates is a Matern-5/2 process of unit variance, the steady one a random
+    walk.
+
+    :param length_s: over which the shaking resembles itself
+    :param drift: rms change of the steady rate in a second
 
     Source: Hartikainen and Sarkka (2010), doi:10.1109/MLSP.2010.5589113; the noise by
     Van Loan (1978), doi:10.1109/TAC.1978.1101743.
     """
     decay = np.sqrt(5.0) / length_s
-    drift = np.eye(4, k=1)
-    drift[3, 1:] = -decay ** 3, -3.0 * decay ** 2, -3.0 * decay
-    generator = np.zeros((8, 8))
-    generator[:4, :4], generator[4:, 4:] = -drift, drift.T
-    generator[3, 7] = 16.0 / 3.0 * decay ** 5
+    dynamics = np.eye(5, k=1)
+    dynamics[3] = 0.0, -decay ** 3, -3.0 * decay ** 2, -3.0 * decay, decay ** 3
+    generator = np.zeros((10, 10))
+    generator[:5, :5], generator[5:, 5:] = -dynamics, dynamics.T
+    generator[3, 8], generator[4, 9] = 16.0 / 3.0 * decay ** 5, drift ** 2
     exponential = expm(generator * elapsed_s)
-    transition = exponential[4:, 4:].T
-    slope = decay ** 2 / 3.0
-    stationary = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, -slope], [0.0, 0.0, slope, 0.0],
-                           [0.0, -slope, 0.0, decay ** 4]])
-    return transition, transition @ exponential[:4, 4:], stationary
+    transition = exponential[5:, 5:].T
+    return transition, transition @ exponential[:5, 5:]
 
 
 class RotationFilter:
@@ -87,24 +87,27 @@ class RotationFilter:
     Kalman filter of the camera's rotation from image to image.
 
     The state is the angle turned since the last image, the rate, its first and second
-    derivative, and the rate at the last image, three numbers each. Rates resemble each other over
-    LENGTH_S, and are of a size in proportion to the recent ones, as hand and body shake. Axes are
-    those of the camera.
+    derivative, the steady rate about which it shakes, and the rate at the last image, three
+    numbers each. The shaking resembles itself over LENGTH_S; its size is in proportion to the
+    recent rates, as that of hand and body. Axes are those of the camera.
     """
 
     LENGTH_S = 0.067
     SPREAD_PER_RATE = 2.0
     SPREAD_FLOOR_RAD_S = 0.03
+    DRIFT = 1.0
     INITIAL_RATE_RAD_S = 5.0
     MEMORY_S = 0.3
 
     def __init__(self) -> None:
         self.recent_rate = self.INITIAL_RATE_RAD_S
-        stationary = np.zeros((5, 5))
-        stationary[:4, :4] = shaking(0.0, self.LENGTH_S)[2]
-        stationary[4, 4] = 1.0
-        self.mean = np.zeros(15)
-        self.covariance = np.kron(stationary, np.eye(3)) * self.INITIAL_RATE_RAD_S ** 2
+        slope = 5.0 / 3.0 / self.LENGTH_S ** 2
+        # of shaking and a steady rate that are as large as each other
+        spread = np.diag([0.0, 2.0, slope, 9.0 * slope ** 2, 1.0, 2.0])
+        spread[1, 3] = spread[3, 1] = -slope
+        spread[1, 4] = spread[4, 1] = 1.0
+        self.mean = np.zeros(18)
+        self.covariance = np.kron(spread, np.eye(3)) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
@@ -122,19 +125,14 @@ class RotationFilter:
         """Angular velocity at the last image and now, (6,) rad/s."""
         return self.mean[TWO_RATES]
 
-    @property
-    def two_rates_covariance(self) -> np.ndarray:
-        """Their covariance, (6, 6), (rad/s)^2."""
-        return self.covariance[np.ix_(TWO_RATES, TWO_RATES)]
-
     def predict(self, elapsed_s: float) -> None:
         """Go on by a gap; the angle is counted from its start."""
-        # steps of 10 us share their matrices
-        step, step_noise, _ = shaking(round(elapsed_s, 5), self.LENGTH_S)
-        transition, noise = np.zeros((5, 5)), np.zeros((5, 5))
-        transition[:4, 1:4] = step[:, 1:]
-        transition[4, 1] = 1.0
-        noise[:4, :4] = step_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
+        # gaps that differ by less than 10 us share their matrices
+        step, step_noise = shaking(round(elapsed_s, 5), self.LENGTH_S, self.DRIFT)
+        transition, noise = np.zeros((6, 6)), np.zeros((6, 6))
+        transition[:5, 1:5] = step[:, 1:]
+        transition[5, 1] = 1.0
+        noise[:5, :5] = step_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
                                       + self.SPREAD_FLOOR_RAD_S ** 2)
         full = np.kron(transition, np.eye(3))
         self.mean = full @ self.mean

@@ -182,13 +182,12 @@ class StreamEstimator:
             translation = measurement.solution.motion[3:]
             facing = np.sign(measurement.solution.motion[:3] @ turn)
             motions.append(np.concatenate([turn, facing * translation]))
-        scale = np.outer(to_motion, to_motion)
-        known = np.linalg.inv(self._filter.two_rates_covariance * scale)
         relative = self._comparison.compare(previous.working_image, current.working_image,
-                                            alignment, *motions, known)
+                                            alignment, *motions)
         if relative is not None:
-            self._filter.update_two_rates(relative.rotations / to_motion,
-                                          relative.information * scale)
+            self._filter.update_two_rates(
+                relative.rotations / to_motion,
+                relative.information * np.outer(to_motion, to_motion))
 
     def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
         """State the exposure where it is estimated, and leave the blur out before it is known."""

@@ -155,23 +155,29 @@ def test_covered_lens_is_not_taken_for_rest(gyroscope, blurred_frames):
     assert not estimates[-1].usable
 
 
-def test_filter_goes_on_at_constant_rate():
-    rotation_filter = RotationFilter()
-    rotation_filter.mean[3:6] = [1.0, -2.0, 0.5]
-    rotation_filter.predict(0.1)
-    np.testing.assert_allclose(rotation_filter.mean[:3], [0.1, -0.2, 0.05])
-    np.testing.assert_allclose(rotation_filter.rate, [1.0, -2.0, 0.5])
+@pytest.mark.parametrize('elapsed_s', [0.0, 0.01, 1 / 30, 0.2])
+def test_filter_expects_shaking_about_a_steady_rate(elapsed_s):
+    rotation_filter, rate_rad_s = RotationFilter(), np.array([1.0, -2.0, 0.5])
+    rotation_filter.update(3, rate_rad_s, 1e-9 * np.eye(3))
+    rotation_filter.predict(elapsed_s)
+    # half of it is steady, the other half fades by the kernel of Matern's process
+    distance = np.sqrt(5) * elapsed_s / RotationFilter.LENGTH_S
+    kernel = (1 + distance + distance ** 2 / 3) * np.exp(-distance)
+    np.testing.assert_allclose(rotation_filter.rate, (1 + kernel) / 2 * rate_rad_s, rtol=1e-4)
+    np.testing.assert_allclose(rotation_filter.two_rates[:3], rate_rad_s, rtol=1e-6)
 
 
-def test_filter_lets_an_acceleration_decay():
+def test_filter_takes_in_how_two_rates_differ():
     rotation_filter = RotationFilter()
-    rotation_filter.mean[6] = 10.0
-    rotation_filter.predict(0.04)
-    decay = np.exp(-0.04 / RotationFilter.CORRELATION_S)
-    assert rotation_filter.mean[6] == pytest.approx(10.0 * decay)
-    # the integral of the decaying acceleration; twelve steps get within some percent
-    expected = 10.0 * RotationFilter.CORRELATION_S * (1 - decay)
-    assert rotation_filter.rate[0] == pytest.approx(expected, rel=0.06)
+    before, rise = np.array([3.0, 0.0, -1.0]), np.array([0.5, 2.0, 0.0])
+    rotation_filter.update(3, before, 1e-6 * np.eye(3))
+    rotation_filter.predict(0.05)
+    difference = np.hstack([-np.eye(3), np.eye(3)])
+    # any pair of rates with that difference says the same
+    rates = np.concatenate([before + 40.0, before + rise + 40.0])
+    rotation_filter.update_two_rates(rates, difference.T @ difference * 1e6)
+    np.testing.assert_allclose(rotation_filter.rate, before + rise, atol=1e-3)
+    np.testing.assert_allclose(rotation_filter.two_rates[:3], before, atol=1e-3)
 
 
 def test_filter_weighs_a_rate_by_its_variance():
@@ -205,7 +211,7 @@ def test_filter_learns_the_rate_from_angles():
     np.testing.assert_allclose(rotation_filter.rate, rate_rad_s, rtol=0.01)
 
 
-def test_accelerations_are_expected_to_follow_the_rates():
+def test_motion_is_expected_to_follow_the_rates():
     rotation_filter = RotationFilter()
     rotation_filter.mean[3:6] = 2.0
     for _ in range(100):

@@ -29,7 +29,10 @@ CELLS_PER_WITNESS = 147.0
 CELLS_PER_ERROR = 25.0
 """The same for the spread of the cells' distributions, which is wider than their errors."""
 SHARED_ERROR_PX = 0.5
-"""Error of the displacement that all cells share; blur below some 2 px reads as none."""
+"""Error of the displacement that all cells share."""
+SHORT_ERROR_PX = 1.5
+"""The same of a blur that is too short to be told from none, below some SHORT_PX."""
+SHORT_PX = 2.0
 TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
@@ -453,5 +456,8 @@ def spread_covariance(probability: np.ndarray, matrix: np.ndarray, motion: np.nd
     information = information.astype(float) * thinning / CELLS_PER_ERROR
     information[3:, 3:] += np.eye(3) / translation_spread(motion[None], objective.focal_px)[0]
     covariance = np.linalg.inv(information)
-    covariance[:3, :3] += np.eye(3) * (SHARED_ERROR_PX / objective.focal_px) ** 2
+    extent_px = float(np.median(np.linalg.norm(flow, axis=1)))
+    shared_px = SHARED_ERROR_PX ** 2 \
+        + (SHORT_ERROR_PX * math.exp(-(extent_px / SHORT_PX) ** 2)) ** 2
+    covariance[:3, :3] += np.eye(3) * shared_px / objective.focal_px ** 2
     return covariance

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.geometry.alignment import (
-    PIXELS_PER_WITNESS,
     Alignment,
     robust_weights,
     turned_homography,
@@ -28,12 +27,13 @@ REDUCTION = 2
 """Of the working image."""
 GAMMA = 2.2
 """Light blurs, not its encoding."""
-STEP_PX = 1.2
+STEP_PX = 2.0
 LEAST_VIEWS = 4
-ITERATIONS = 2
 DETAIL_PX = 6.0
 """Standard deviation of the Gaussian whose result is taken off, so that shading does not count."""
 BORDER_PX = 4
+LEAST_INFORMATION = 1e-6
+"""Directions that are told less, relative to the best, count as not told."""
 MIN_SHARE = 0.15
 """Least share of the image that must be seen in both, away from what the blur brings in."""
 
@@ -60,60 +60,51 @@ class RelativeBlurSolver:
         self._size = (intrinsics.width_px // REDUCTION, intrinsics.height_px // REDUCTION)
         self._reduced = intrinsics.resized(*self._size)
         field = motion_field_matrix(pixel_grid(*self._size, 1), self._reduced)
-        self._field = field.astype(np.float32)
+        self._field = field[..., :3].astype(np.float32)
         self._corners = field[[0, 0, -1, -1], [0, -1, 0, -1]]
 
     def compare(self, earlier: np.ndarray, later: np.ndarray, alignment: Alignment,
-                earlier_motion: np.ndarray, later_motion: np.ndarray,
-                information: np.ndarray) -> RelativeBlur | None:
+                earlier_motion: np.ndarray, later_motion: np.ndarray) -> RelativeBlur | None:
         """
         Find how the rotations over the exposures of two images belong together.
 
         :param earlier, later: (h, w) float32, 0 to 1
         :param alignment: from the earlier to the later image
-        :param earlier_motion, later_motion: (6,) what is known of w T and v T / Z, of any sign
-        :param information: (6, 6) how well both rotations are known, 1/rad^2
+        :param earlier_motion, later_motion: (6,) w T and v T / Z, of any sign, about which the
+            comparison is linearised
         :returns: None where too little of the scene is in both images
         """
         turn = cv2.Rodrigues(alignment.motion[:3])[0]
         homography = turned_homography(self._camera, turn, alignment.motion[3:])
         shape = later.shape[::-1]
-        flags = cv2.WARP_INVERSE_MAP
-        scene = cv2.warpPerspective(earlier, homography, shape, flags=flags | cv2.INTER_CUBIC,
+        scene = cv2.warpPerspective(earlier, homography, shape,
+                                    flags=cv2.WARP_INVERSE_MAP | cv2.INTER_CUBIC,
                                     borderMode=cv2.BORDER_REPLICATE)
         seen = cv2.warpPerspective(np.ones_like(earlier), homography, shape,
-                                   flags=flags | cv2.INTER_NEAREST)
+                                   flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST)
         first, second, seen = (cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
                                for image in (scene, later, seen))
-        first, second = np.maximum(first, 0.0) ** GAMMA, second ** GAMMA
         # from here on in the axes of the later camera
-        turns = np.kron(np.eye(2), turn.T)
-        motions = [turns @ earlier_motion, later_motion]
+        motions = [np.kron(np.eye(2), turn.T) @ earlier_motion, later_motion]
         inner = self._inner(seen, motions)
         if inner.mean() < MIN_SHARE:
             return None
-        to_later = np.eye(6)
-        to_later[:3, :3] = turn.T
-        information = to_later @ information @ to_later.T
-        field = self._field[inner][..., :3]
-        start = point = np.concatenate([motion[:3] for motion in motions])
-        for _ in range(ITERATIONS):
-            residual, jacobian = self._residual(first, second, motions, inner, field)
-            weighted = jacobian * robust_weights(residual)[:, None]
-            told = (weighted.T @ jacobian).astype(float)
-            vector = -(weighted.T @ residual).astype(float)
-            # a factor common to both lengths is left open
-            along = told @ point
-            power = float(point @ along) + 1e-12
-            vector -= along * (point @ vector) / power
-            told -= np.outer(along, along) / power
-            linearised = point
-            point = point + np.linalg.solve(told + information,
-                                            vector - information @ (point - start))
-            motions = [np.concatenate([point[:3], motions[0][3:]]),
-                       np.concatenate([point[3:], motions[1][3:]])]
-        found = linearised + np.linalg.pinv(told, rcond=1e-9, hermitian=True) @ vector
-        return RelativeBlur(to_later.T @ found, to_later.T @ told @ to_later)
+        residual, jacobian = self._residual(np.maximum(first, 0.0) ** GAMMA, second ** GAMMA,
+                                            motions, inner)
+        weighted = jacobian * robust_weights(residual)[:, None]
+        information = (weighted.T @ jacobian).astype(float)
+        vector = -(weighted.T @ residual).astype(float)
+        # a factor common to both lengths is left open
+        rotations = np.concatenate([motion[:3] for motion in motions])
+        along = information @ rotations
+        power = float(rotations @ along) + 1e-12
+        vector -= along * (rotations @ vector) / power
+        information -= np.outer(along, along) / power
+        rotations = rotations + np.linalg.pinv(information, rcond=LEAST_INFORMATION,
+                                               hermitian=True) @ vector
+        to_earlier = np.eye(6)
+        to_earlier[:3, :3] = turn
+        return RelativeBlur(to_earlier @ rotations, to_earlier @ information @ to_earlier.T)
 
     def _inner(self, seen: np.ndarray, motions: list[np.ndarray]) -> np.ndarray:
         """Pixels (h, w) bool, every other row of them, that only the common scene blurs."""
@@ -126,9 +117,9 @@ class RelativeBlurSolver:
         return inner
 
     def _residual(self, first: np.ndarray, second: np.ndarray, motions: list[np.ndarray],
-                  inner: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                  inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Difference (N,) of both images with all blur, and its derivative (N, 6)."""
-        values, slopes = [], []
+        field, values, slopes = self._field[inner], [], []
         for image, motion in ((first, motions[1]), (second, motions[0])):
             blurred, moment = np.zeros_like(image), np.zeros_like(image)
             views = views_along(image, self._reduced, motion, STEP_PX, LEAST_VIEWS)

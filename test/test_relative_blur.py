@@ -1,0 +1,82 @@
+"""What one image's blur tells of its neighbour's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_alignment import CAMERA, blurred_view, motion
+
+from image_as_imu_ros.geometry.alignment import Alignment
+from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
+
+BLURS = [((0.0, 0.05, 0.0), (0.02, 0.05, 0.0)), ((0.04, 0.0, 0.05), (0.0, 0.04, 0.05)),
+         ((0.0, 0.03, 0.0), (0.0, 0.05, 0.0)), ((0.03, -0.05, 0.0), (0.03, -0.05, 0.0))]
+TURN = (0.03, 0.06, 0.05)
+
+
+def aligned(turn_rad):
+    return Alignment(motion(turn_rad), 1e-6 * np.eye(6), 0.9, 0.9)
+
+
+def compare(before, after, *, guess_before=None, guess_after=None, turn_rad=TURN):
+    images = blurred_view((0, 0, 0), before), blurred_view(turn_rad, after)
+    return RelativeBlurSolver(CAMERA).compare(
+        *(image.astype(np.float32) for image in images), aligned(turn_rad),
+        motion(before if guess_before is None else guess_before),
+        motion(after if guess_after is None else guess_after))
+
+
+def later_given_earlier(relative, earlier, guess, spread):
+    """The later rotation (3,) if the earlier one is known, from a guess with some spread."""
+    told = relative.information[3:, 3:]
+    vector = told @ relative.rotations[3:] \
+        + relative.information[3:, :3] @ (relative.rotations[:3] - earlier)
+    weak = np.eye(3) / spread ** 2
+    return np.linalg.solve(told + weak, vector + weak @ guess)
+
+
+@pytest.mark.parametrize('before, after', BLURS)
+@pytest.mark.parametrize('factor', [0.8, 1.0, 1.25])
+def test_length_and_direction_follow_from_the_neighbour(before, after, factor):
+    before, after = np.array(before), np.array(after)
+    guess = factor * after + np.array([0.006, -0.004, 0.0])
+    relative = compare(before, after, guess_after=guess)
+    found = later_given_earlier(relative, before, guess, 0.3 * np.linalg.norm(after))
+    # measured: up to 0.5 of the guess's error where that is large, 0.12 of the rotation else
+    assert np.linalg.norm(found - after) < max(0.6 * np.linalg.norm(guess - after),
+                                               0.14 * np.linalg.norm(after))
+
+
+def test_a_common_factor_is_left_open():
+    before, after = (np.array(blur) for blur in BLURS[0])
+    relative = compare(before, after)
+    both = np.concatenate([before, after])
+    power = np.linalg.eigvalsh(relative.information)
+    assert both @ relative.information @ both < 1e-4 * power[-1] * (both @ both)
+    assert power[0] > -1e-6 * power[-1]
+
+
+def test_the_sign_of_a_blur_does_not_matter():
+    before, after = (np.array(blur) for blur in BLURS[1])
+    relative, other = compare(before, after), compare(before, after, guess_before=-before)
+    flip = np.diag([-1.0] * 3 + [1.0] * 3)
+    np.testing.assert_allclose(other.information, flip @ relative.information @ flip,
+                               rtol=1e-3, atol=1e-3 * relative.information.max())
+    np.testing.assert_allclose(other.rotations, flip @ relative.rotations, atol=1e-4)
+
+
+def test_images_that_share_little_are_not_compared():
+    before, after = BLURS[0]
+    assert compare(before, after, turn_rad=(0.0, 0.9, 0.0)) is None
+
+
+def test_little_contrast_tells_little():
+    before, after = BLURS[0]
+    solver, rng = RelativeBlurSolver(CAMERA), np.random.default_rng(0)
+    scene = blurred_view((0, 0, 0), before), blurred_view(TURN, after)
+    relatives = [solver.compare(
+        *((image + rng.normal(0, noise, image.shape)).clip(0, 1).astype(np.float32)
+          for image in scene), dataclasses.replace(aligned(TURN)), motion(before), motion(after))
+        for noise in (0.01, 0.2)]
+    clear, noisy = (np.trace(relative.information) for relative in relatives)
+    assert noisy < 0.3 * clear
