@@ -75,7 +75,7 @@ def test_eight_rates_per_frame_follow_what_one_cannot(shaken):
         truth = trajectory.angular_velocity_rad_s(grid_s)
         for name, one in series.items():
             squares[name] += ((interpolated(one, grid_s) - truth) ** 2).sum(axis=1).mean()
-    # measured over 20 phases: 0.34; perfect rates once per frame would be off by 2.0 rad/s
+    # measured over 20 phases: 0.29; perfect rates once per frame would be off by 2.0 rad/s
     assert np.sqrt(squares['bands'] / squares['frames']) <= 0.5
     assert np.sqrt(squares['bands'] / len(shaken)) < 1.5
 
@@ -90,7 +90,10 @@ def test_covariance_of_bands_is_believable(shaken):
 
 def test_bands_are_stamped_at_their_rows_mid_exposure(shaken):
     for _, frames, _, bands in shaken:
-        for frame, group in zip(frames[1:], bands[1:]):
+        assert sum(map(bool, bands)) >= FRAMES - 2  # a sign comes with the second or third frame
+        for frame, group in zip(frames, bands):
+            if not group:
+                continue
             assert [each.row_band_index for each in group] == list(range(BANDS))
             assert {each.row_band_count for each in group} == {BANDS}
             offsets_s = (np.array([each.stamp_ns for each in group]) - frame.stamp_ns) * 1e-9
