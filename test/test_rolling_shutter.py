@@ -90,7 +90,7 @@ def test_covariance_of_bands_is_believable(shaken):
 
 def test_bands_are_stamped_at_their_rows_mid_exposure(shaken):
     for _, frames, _, bands in shaken:
-        assert sum(map(bool, bands)) >= FRAMES - 2  # a sign comes with the second or third frame
+        assert sum(map(bool, bands)) >= FRAMES - 4  # a sign comes with the second to fourth frame
         for frame, group in zip(frames, bands):
             if not group:
                 continue
@@ -115,10 +115,10 @@ def test_no_bands_before_the_first_sign_or_where_they_are_not_wanted(shaken, gyr
 def test_bands_of_a_blank_image_promise_little(shaken, gyroscope):
     _, frames, _, _ = shaken[1]
     stream = StreamEstimator(gyroscope, StreamConfig(subframe_rates=4))
-    for frame in frames[:6]:
+    for frame in frames[:-1]:
         stream.process(frame)
     before = np.trace(stream.bands[-1].covariance[3:, 3:])
-    stream.process(replace(frames[6], image=np.zeros_like(frames[6].image)))
+    stream.process(replace(frames[-1], image=np.zeros_like(frames[-1].image)))
     assert stream.bands
     for band in stream.bands:
         assert np.isfinite(band.angular_velocity_rad_s).all()
@@ -145,7 +145,7 @@ def test_bands_do_with_an_exposure_that_is_estimated(shaken, gyroscope):
     _, frames, _, _ = shaken[0]
     stream = StreamEstimator(gyroscope, StreamConfig(subframe_rates=BANDS,
                                                      exposure_mode='estimate'))
-    for frame in frames[:4]:
+    for frame in frames:
         estimate = stream.process(replace(frame, exposure_time_s=None))
     assert {band.exposure_time_s for band in stream.bands} == {estimate.exposure_time_s}
     assert all(np.isfinite(band.angular_velocity_rad_s).all() for band in stream.bands)
