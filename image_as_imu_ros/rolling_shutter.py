@@ -23,6 +23,7 @@ from image_as_imu_ros.rotation_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
     BlurGain,
+    RotationFilter,
     singer,
 )
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
@@ -46,8 +47,6 @@ LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
 MAX_GAP_LOSS = 0.75
 """Most by which a scene that moves against the shutter shortens the gap, relative to it."""
-START_STD_RAD_S = 3.0
-"""By how much the rate of the first band may differ from its frame's."""
 START_ACCELERATION_RAD_S2 = 200.0
 ACCELERATION_PER_RATE = 35.0
 MEMORY_FRAMES = 4.0
@@ -197,6 +196,8 @@ class BandEstimator:
         self._now_s = 0.0
         self._acceleration = 0.0
         self._blur: np.ndarray | None = None
+        self._begun = False
+        """Whether any band has had a sign yet."""
 
     def join(self, previous: BlurMeasurement | None, observation: BlurObservation,
              current: BlurMeasurement, estimate: MotionEstimate,
@@ -205,7 +206,7 @@ class BandEstimator:
         Take in the next image.
 
         :param previous, current: measurements of the image before and of this one
-        :param estimate: of the whole frame; starts the filter
+        :param estimate: of the whole frame, which tells what bands do not
         :returns: one estimate per band, in time order; none before the sign is first known
         """
         frame, intrinsics = current.frame, current.intrinsics
@@ -214,14 +215,11 @@ class BandEstimator:
         stamp_s = 0.0 if previous is None else (frame.stamp_ns - previous.frame.stamp_ns) * 1e-9
         times_s = stamp_s + row_offset_s(0.5 * (edges[:-1] + edges[1:]) - 0.5, intrinsics, frame)
         if self._filter is None or previous is None:
-            if not estimate.usable:
-                return ()
+            self.reset()
             self._acceleration = START_ACCELERATION_RAD_S2
-            self._filter = BandFilter(
-                estimate.angular_velocity_rad_s,
-                estimate.covariance[3:, 3:] + START_STD_RAD_S ** 2 * np.eye(3),
-                self._acceleration)
-            self._now_s, self._times_s = times_s[0], np.zeros(0)
+            self._filter = BandFilter(np.zeros(3), RotationFilter.INITIAL_RATE_RAD_S ** 2
+                                      * np.eye(3), self._acceleration)
+            self._now_s = times_s[0]
         pyramids = self._pyramids(previous, current) if len(self._times_s) else []
         angles, rates, margins, informed, speeds = [], [], [], [], []
         blur = self._blur
@@ -246,9 +244,11 @@ class BandEstimator:
                     speeds)
         self._filter.forget_all_but(angles)
         self._times_s, self._now_s = times_s - stamp_s, self._now_s - stamp_s
-        if all(each.status is EstimateStatus.SIGN_UNRESOLVED for each in estimates):
-            self.reset()  # to start from the next frame's estimate
-        return estimates
+        if self._begun and all(each.status is EstimateStatus.SIGN_UNRESOLVED
+                               for each in estimates):
+            self.reset()
+        self._begun |= any(informed)
+        return estimates if self._begun else ()
 
     def _read_out(self, estimate: MotionEstimate, band: int, start: int, stamp_ns: int,
                   margin: float, informed: bool) -> MotionEstimate:

@@ -75,7 +75,7 @@ def test_eight_rates_per_frame_follow_what_one_cannot(shaken):
         truth = trajectory.angular_velocity_rad_s(grid_s)
         for name, one in series.items():
             squares[name] += ((interpolated(one, grid_s) - truth) ** 2).sum(axis=1).mean()
-    # measured over 20 phases: 0.34; perfect rates once per frame would be off by 2.0 rad/s
+    # measured over 20 phases: 0.29; perfect rates once per frame would be off by 2.0 rad/s
     assert np.sqrt(squares['bands'] / squares['frames']) <= 0.5
     assert np.sqrt(squares['bands'] / len(shaken)) < 1.5
 
@@ -90,7 +90,10 @@ def test_covariance_of_bands_is_believable(shaken):
 
 def test_bands_are_stamped_at_their_rows_mid_exposure(shaken):
     for _, frames, _, bands in shaken:
-        for frame, group in zip(frames[1:], bands[1:]):
+        assert sum(map(bool, bands)) >= FRAMES - 4  # a sign comes with the second to fourth frame
+        for frame, group in zip(frames, bands):
+            if not group:
+                continue
             assert [each.row_band_index for each in group] == list(range(BANDS))
             assert {each.row_band_count for each in group} == {BANDS}
             offsets_s = (np.array([each.stamp_ns for each in group]) - frame.stamp_ns) * 1e-9
@@ -112,10 +115,10 @@ def test_no_bands_before_the_first_sign_or_where_they_are_not_wanted(shaken, gyr
 def test_bands_of_a_blank_image_promise_little(shaken, gyroscope):
     _, frames, _, _ = shaken[1]
     stream = StreamEstimator(gyroscope, StreamConfig(subframe_rates=4))
-    for frame in frames[:6]:
+    for frame in frames[:-1]:
         stream.process(frame)
     before = np.trace(stream.bands[-1].covariance[3:, 3:])
-    stream.process(replace(frames[6], image=np.zeros_like(frames[6].image)))
+    stream.process(replace(frames[-1], image=np.zeros_like(frames[-1].image)))
     assert stream.bands
     for band in stream.bands:
         assert np.isfinite(band.angular_velocity_rad_s).all()
@@ -142,7 +145,7 @@ def test_bands_do_with_an_exposure_that_is_estimated(shaken, gyroscope):
     _, frames, _, _ = shaken[0]
     stream = StreamEstimator(gyroscope, StreamConfig(subframe_rates=BANDS,
                                                      exposure_mode='estimate'))
-    for frame in frames[:4]:
+    for frame in frames:
         estimate = stream.process(replace(frame, exposure_time_s=None))
     assert {band.exposure_time_s for band in stream.bands} == {estimate.exposure_time_s}
     assert all(np.isfinite(band.angular_velocity_rad_s).all() for band in stream.bands)

@@ -185,7 +185,8 @@ def write_recording(config: RecordingConfig, folder: Path) -> Trajectory:
         room = Room(config.seed)
         trajectory = Trajectory.hand_shake(config.seed, config.duration)
         period_s = 1 / config.frame_rate
-        mids_s = np.arange(period_s / 2, config.duration - period_s / 2 + 1e-9, period_s)
+        margin_s = max(period_s, config.exposure_time + config.readout_time) / 2
+        mids_s = np.arange(margin_s, config.duration - margin_s + 1e-9, period_s)
         intrinsics = config.intrinsics
         for mid_s in tqdm(mids_s, 'rendering', unit='frame'):
             light = expose(room, trajectory, intrinsics, mid_s, config.exposure_time,
