@@ -13,7 +13,6 @@ from image_as_imu_ros.errors import (
     ConfigError,
     DataFormatError,
     ImageAsImuError,
-    SynchronizationError,
 )
 from image_as_imu_ros.evaluation.rosbag_writer import write_rosbag
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
@@ -169,9 +168,10 @@ def test_output_is_not_overwritten_unasked(recording: Recording, tmp_path: Path)
 
 @pytest.mark.parametrize(('topic', 'message'), [
     ('/camera/image_raw', 'has no images'),
-    ('/imu/data', 'has no topic of type sensor_msgs/msg/Imu; its topics are: '),
-    ('/camera/camera_info', 'has no topic of type sensor_msgs/msg/CameraInfo'),
-    ('/tf_static', r'does not tell the rotation .*--R'),
+    ('/imu/data', 'has no topic of type sensor_msgs/msg/Imu with a message; its topics are: .*'
+                  '/camera/image_raw .24 sensor_msgs/msg/Image.*record it too.*--imu-topic'),
+    ('/camera/camera_info', 'no topic of type sensor_msgs/msg/CameraInfo.*--intrinsics'),
+    ('/tf_static', r'does not tell the rotation .*connects no frames.*--R'),
 ])
 def test_bags_without_what_is_needed(recording: Recording, tmp_path: Path, topic: str,
                                      message: str):
@@ -189,12 +189,6 @@ def test_rotation_may_come_from_the_command_line(recording: Recording, tmp_path:
 
 def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path):
     write_rosbag(recording, tmp_path / 'bag')
-    seen = iter(range(1000))
-
-    def repeat_a_stamp(topic, message):
-        if topic == '/camera/image_raw' and next(seen) % 5 == 4:
-            message.header.stamp.sec = 0
-        return message
 
     def zero_stamps(topic, message):
         if topic == '/camera/image_raw':
@@ -206,22 +200,11 @@ def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path):
             message.k = np.zeros(9)
         return message
 
-    for name, change, error, text in (
-            ('order', repeat_a_stamp, SynchronizationError, 'before the previous one'),
-            ('zero', zero_stamps, DataFormatError, 'zero stamps'),
-            ('camera', uncalibrated, DataFormatError, 'uncalibrated')):
-        with pytest.raises(error, match=text):
+    for name, change, text in (
+            ('zero', zero_stamps, 'all 24 images on /camera/image_raw have zero stamps'),
+            ('camera', uncalibrated, 'uncalibrated')):
+        with pytest.raises(DataFormatError, match=text):
             open_recording(rewritten(tmp_path / 'bag', tmp_path / name, change))
-
-
-@pytest.mark.parametrize('name', ['bag.mcap', 'bag.db3'])
-@pytest.mark.parametrize('share', [0.0, 0.1, 0.9])
-def test_truncated_bags_are_named(recording: Recording, tmp_path: Path, name: str, share: float):
-    write_rosbag(recording, tmp_path / name)
-    content = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(content[:int(share * len(content))])
-    with pytest.raises(DataFormatError):
-        open_recording(tmp_path / name)
 
 
 def test_damaged_bytes_never_raise_another_error(recording: Recording, tmp_path: Path):

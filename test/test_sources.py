@@ -243,7 +243,7 @@ def test_sources_that_are_nothing(tmp_path: Path, sequence_folder: Path):
         open_recording(sequence_folder / 'frames.csv')
     with pytest.raises(ConfigError, match='image size "320x224" is for StrayScanner'):
         open_recording(sequence_folder, options=RecordingOptions(image_size='320x224'))
-    with pytest.raises(ConfigError, match='topics are for rosbags'):
+    with pytest.raises(ConfigError, match='topics, --stamps and --intrinsics are for rosbags'):
         open_recording(sequence_folder, options=RecordingOptions(imu_topic='/imu'))
 
 
