@@ -33,24 +33,6 @@ def recording(sequence_folder: Path) -> Recording:
     return open_recording(sequence_folder, options=RecordingOptions(R_gyro_camera=R_GYRO_CAMERA))
 
 
-def rewritten(bag: Path, output: Path, change) -> Path:
-    """Copy a bag message by message; `change(topic, message)` returns a message or None."""
-    store = typestore()
-    with AnyReader([bag]) as reader, Writer(
-            output, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        written = {}
-        for connection, time_ns, data in reader.messages():
-            message = change(connection.topic, reader.deserialize(data, connection.msgtype))
-            if message is None:
-                continue
-            if connection.topic not in written:
-                written[connection.topic] = writer.add_connection(
-                    connection.topic, connection.msgtype, typestore=store)
-            writer.write(written[connection.topic], time_ns,
-                         store.serialize_cdr(message, connection.msgtype))
-    return output
-
-
 def without(topic: str):
     """Leave out all messages of a topic."""
     return lambda name, message: None if name == topic else message
@@ -173,21 +155,22 @@ def test_output_is_not_overwritten_unasked(recording: Recording, tmp_path: Path)
     ('/camera/camera_info', 'no topic of type sensor_msgs/msg/CameraInfo.*--intrinsics'),
     ('/tf_static', r'does not tell the rotation .*connects no frames.*--R'),
 ])
-def test_bags_without_what_is_needed(recording: Recording, tmp_path: Path, topic: str,
+def test_bags_without_what_is_needed(recording: Recording, tmp_path: Path, rewrite_bag, topic: str,
                                      message: str):
     write_rosbag(recording, tmp_path / 'bag')
     with pytest.raises(DataFormatError, match=message):
-        open_recording(rewritten(tmp_path / 'bag', tmp_path / 'without', without(topic)))
+        open_recording(rewrite_bag(tmp_path / 'bag', tmp_path / 'without', without(topic)))
 
 
-def test_rotation_may_come_from_the_command_line(recording: Recording, tmp_path: Path):
+def test_rotation_may_come_from_the_command_line(recording: Recording, tmp_path: Path,
+                                                 rewrite_bag):
     write_rosbag(recording, tmp_path / 'bag')
-    bag = rewritten(tmp_path / 'bag', tmp_path / 'without', without('/tf_static'))
+    bag = rewrite_bag(tmp_path / 'bag', tmp_path / 'without', without('/tf_static'))
     told = open_recording(bag, options=RecordingOptions(R_gyro_camera=np.eye(3)))
     np.testing.assert_array_equal(told.streams[0].R_gyro_camera, np.eye(3))
 
 
-def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path):
+def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path, rewrite_bag):
     write_rosbag(recording, tmp_path / 'bag')
 
     def zero_stamps(topic, message):
@@ -204,7 +187,7 @@ def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path):
             ('zero', zero_stamps, 'all 24 images on /camera/image_raw have zero stamps'),
             ('camera', uncalibrated, 'uncalibrated')):
         with pytest.raises(DataFormatError, match=text):
-            open_recording(rewritten(tmp_path / 'bag', tmp_path / name, change))
+            open_recording(rewrite_bag(tmp_path / 'bag', tmp_path / name, change))
 
 
 def test_damaged_bytes_never_raise_another_error(recording: Recording, tmp_path: Path):
