@@ -43,8 +43,14 @@ class McapRemains(McapReader):
         if self.bio.read(8) != _MCAP_MAGIC:
             raise ReaderError('File magic is invalid.')
         self.data_start = self.bio.tell()
-        self.data_end = self._end_of_whole_records()
-        self.meta_scan()
+        *_, before_last, self.data_end = self._record_ends()
+        try:
+            self.meta_scan()
+        except Exception:  # the end of the last one is not there though its place is: zeros
+            for found in (self.schemas, self.channels, self.connections):
+                found.clear()
+            self.data_end = before_last
+            self.meta_scan()
         found = self.statistics
         if not found.message_count:
             raise ReaderError('There is no whole message before the damage.')
@@ -53,16 +59,18 @@ class McapRemains(McapReader):
             for connection in self.connections]
         self.metadata = _metadata((found.start_time, found.end_time), found.message_count)
 
-    def _end_of_whole_records(self) -> int:
-        """Find where the first record begins that is cut or is no record."""
+    def _record_ends(self) -> list[int]:
+        """Find where the records end, up to the first that is cut or is no record."""
         size = os.fstat(self.bio.fileno()).st_size
         end = self.bio.tell()
+        ends = [end, end]
         while len(head := self.bio.read(9)) == 9:
             opcode, length = struct.unpack('<BQ', head)
             if opcode not in _MCAP_OPCODES or end + 9 + length > size:
                 break
             end = self.bio.seek(end + 9 + length)
-        return end
+            ends.append(end)
+        return ends
 
     def messages(self, connections: Collection[Connection], start: int | None = None,
                  stop: int | None = None) -> Iterator[tuple[Connection, int, bytes]]:

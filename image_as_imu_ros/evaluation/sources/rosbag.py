@@ -184,20 +184,26 @@ class Bag(AnyReader):
 
 
 def _storage_files(source: Path) -> list[Path]:
-    """Files of a bag in the order of their numbers."""
+    """
+    Files of a bag in the order of their numbers.
+
+    Of a folder without metadata.yaml, files are only taken for parts of one bag where they are
+    named after it, as rosbag2 does.
+    """
     if source.is_file():
         return [source] if source.suffix in REMAINS else []
     files = [path for path in source.iterdir() if path.suffix in REMAINS]
-    if len({path.suffix for path in files}) > 1 or (
-            len(files) > 1 and any(_file_number(path) is None for path in files)):
-        return []  # a folder of several bags
-    return sorted(files, key=lambda path: _file_number(path) or 0)
+    named = re.compile(rf'{re.escape(source.name)}(_\d+)?')
+    if not (source / 'metadata.yaml').is_file() and not all(
+            named.fullmatch(path.stem) for path in files):
+        return []
+    return sorted(files, key=_file_number)
 
 
-def _file_number(path: Path) -> int | None:
-    """Number that rosbag2 gives to a file of a bag, as 1 in bag_1.mcap."""
-    found = re.fullmatch(rf'{re.escape(path.parent.name)}_(\d+)', path.stem)
-    return int(found.group(1)) if found else None
+def _file_number(path: Path) -> int:
+    """Number that rosbag2 gives to a file of a bag, as 1 in bag_1.mcap; 0 without one."""
+    found = re.search(r'_(\d+)$', path.stem)
+    return int(found.group(1)) if found else 0
 
 
 @contextmanager
