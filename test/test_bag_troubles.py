@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.errors import DataFormatError, SynchronizationError
 from image_as_imu_ros.evaluation.evaluate import score
+from image_as_imu_ros.evaluation.overview import COLUMNS, failed_row, overview
 from image_as_imu_ros.evaluation.rosbag_writer import write_rosbag
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.evaluation.sources.rosbag import TF_TYPE, typestore
@@ -345,41 +346,51 @@ def test_own_output_is_no_reference(bag: Path, tmp_path: Path):
 
 
 def test_several_recordings_make_one_table(sequence_folder: Path, tmp_path: Path, capsys):
-    table = sequence_folder / 'frames.csv'
-    table.write_text(''.join(table.read_text().splitlines(keepends=True)[:9]))
-    bag = tmp_path / 'bag.mcap'
-    write_rosbag(open_recording(sequence_folder), bag, images='compressed')
-    folder = tmp_path / 'runs'
+    frames = sequence_folder / 'frames.csv'
+    frames.write_text(''.join(frames.read_text().splitlines(keepends=True)[:6]))
+    folder, output = tmp_path / 'runs', tmp_path / 'out'
     (folder / 'deeper').mkdir(parents=True)
-    shutil.copy(bag, folder / 'first.mcap')
-    shutil.copy(bag, folder / 'deeper' / 'second.mcap')
+    write_rosbag(open_recording(sequence_folder), folder / 'first.mcap', images='compressed')
+    shutil.copy(folder / 'first.mcap', folder / 'deeper' / 'second.mcap')
+    (folder / 'broken.mcap').write_bytes(b'')
     (folder / 'notes.txt').write_text('not a recording')
-    output = tmp_path / 'out'
-    arguments = ['evaluate', str(folder), str(folder / 'first.mcap'), '--output', str(output),
-                 '--set', 'estimator.threads=1']
-    assert main(arguments) == 0
-    printed = capsys.readouterr().out
+    assert main(['evaluate', str(folder), str(folder / 'first.mcap'), '--mode', 'single',
+                 '--output', str(output), '--set', 'estimator.threads=1']) == 1
+    captured = capsys.readouterr()
+    assert '1 of 3 recordings could not be evaluated: broken' in captured.err.splitlines()[-1]
+
     table = json.loads((output / 'overview.json').read_text())
-    assert [row['recording'] for row in table['recordings']] == ['second', 'first']
+    broken, *rows = table['recordings']
+    assert [row['recording'] for row in rows] == ['second', 'first']
+    assert 'cannot read bag' in broken['error'] and broken['rmse_rad_s_vector'] is None
     summary = json.loads((output / 'first' / 'summary.json').read_text())
-    rmse = summary['protocols']['interpolated']['rotation_rmse_rad_s']
-    for row in (*table['recordings'], table['mean'], table['worst']):
+    rmse = summary['protocols']['interpolated']['rotation_rmse_oracle_sign_rad_s']
+    for row in (*rows, table['mean'], table['worst']):
         np.testing.assert_allclose([row[f'rmse_rad_s_{axis}'] for axis in 'xyz'], rmse)
         assert row['rmse_rad_s_vector'] == pytest.approx(np.linalg.norm(rmse))
     lines = (output / 'overview.csv').read_text().splitlines()
-    assert [line.split(',')[0] for line in lines] == ['recording', 'second', 'first', 'mean',
-                                                      'worst']
-    for word in ('second', 'first', 'mean', 'worst', '/'.join(f'{value:.3f}' for value in rmse)):
-        assert word in printed
+    assert [line.split(',')[0] for line in lines] == ['recording', 'broken', 'second', 'first',
+                                                      'mean', 'worst']
+    for word in ('cannot read bag', 'second', 'first', 'mean', 'worst',
+                 '/'.join(f'{value:.3f}' for value in rmse)):
+        assert word in captured.out
 
-    (folder / 'broken.mcap').write_bytes(b'')
-    assert main(['evaluate', str(folder / 'broken.mcap'), str(folder / 'first.mcap'),
-                 '--output', str(output), '--set', 'estimator.threads=1']) == 1
-    captured = capsys.readouterr()
-    assert 'first' in captured.out and 'cannot read bag' in captured.out
-    assert '1 of 2 recordings could not be evaluated: broken' in captured.err.splitlines()[-1]
-    rows = json.loads((output / 'overview.json').read_text())['recordings']
-    assert [row['error'] is None for row in rows] == [False, True]
-    (tmp_path / 'nothing').mkdir()
-    assert main(['evaluate', str(tmp_path / 'nothing')]) == 1
-    assert 'no known recording' in capsys.readouterr().err
+
+def test_the_worst_of_several_is_the_one_farthest_from_ideal():
+    def row(name: str, rmse: float, slope: float, coverage: float) -> dict:
+        return dict.fromkeys(COLUMNS) | {
+            'recording': name, 'rmse_rad_s_vector': rmse, 'slope_x': slope,
+            'coverage_95': coverage, 'warnings': []}
+
+    table = overview([row('a', 1.0, 1.05, 0.99), row('b', 3.0, 0.8, 0.93),
+                      failed_row('c', Path('c'), DataFormatError('cut'))], 'stream', 'compact')
+    assert table['mean']['rmse_rad_s_vector'] == 2.0
+    assert table['mean']['slope_x'] == pytest.approx(0.925)
+    assert (table['worst']['rmse_rad_s_vector'], table['worst_recording']) == (3.0, 'b')
+    assert (table['worst']['slope_x'], table['worst']['coverage_95']) == (0.8, 0.99)
+    assert table['worst']['nees_mean'] is None
+
+
+def test_a_folder_without_recordings_is_named(tmp_path: Path, capsys):
+    assert main(['evaluate', str(tmp_path)]) == 1
+    assert 'no known recording and holds none' in capsys.readouterr().err
