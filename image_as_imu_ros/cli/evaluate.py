@@ -106,8 +106,10 @@ def _evaluate_several(arguments: argparse.Namespace, sources: Sequence[Path],
 
 
 def _distinct_names(sources: Sequence[Path]) -> list[str]:
-    """Short names of recordings; those that are alike take their folder's name before."""
+    """Short names of recordings; those that are alike take their folder's name, and a number."""
     paths = [source.resolve() for source in sources]
-    names = [path.stem if path.is_file() else path.name for path in paths]
-    return [f'{path.parent.name}_{path.name}' if names.count(name) > 1 else name
-            for path, name in zip(paths, names)]
+    short = [path.stem if path.is_file() else path.name for path in paths]
+    longer = [f'{path.parent.name}_{path.name}' if short.count(name) > 1 else name
+              for path, name in zip(paths, short)]
+    return [f'{name}_{index}' if longer.count(name) > 1 else name
+            for index, name in enumerate(longer)]
