@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,61 @@ def sequence_folder(tmp_path: Path, blurred_sequence: BlurredSequence) -> Path:
     (folder / 'gyro.csv').write_text('t,wx,wy,wz\n' + ''.join(
         ','.join(f'{value:.9f}' for value in sample) + '\n' for sample in samples))
     return folder
+
+
+@pytest.fixture
+def make_app_folder(tmp_path: Path) -> Callable[[list[np.ndarray]], Path]:
+    """Write a folder as the StrayScanner app does, for images of 640x480 px."""
+    def make(images: list[np.ndarray]) -> Path:
+        folder = tmp_path / 'stray'
+        folder.mkdir()
+        np.savetxt(folder / 'camera_matrix.csv', [[500, 0, 318], [0, 500, 242], [0, 0, 1]],
+                   delimiter=', ')
+        poses = ''.join(
+            f'{100 + row / 30:.9f}, {row:06d}, {0.03 * row}, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0\n'
+            for row in range(len(images) + 1))
+        (folder / 'odometry.csv').write_text(
+            f'timestamp, frame, x, y, z, qx, qy, qz, qw\n{poses}')
+        samples = ''.join(f'{99.9 + k / 100:.9f}, 0.0, 0.0, 9.8, {0.1 * k:.3f}, 0.2, -0.3\n'
+                          for k in range(60))
+        (folder / 'imu.csv').write_text(
+            f'timestamp, a_x, a_y, a_z, alpha_x, alpha_y, alpha_z\n{samples}')
+        video = cv2.VideoWriter(
+            str(folder / 'rgb.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 30, (640, 480))
+        for image in images:
+            video.write(image)
+        video.release()
+        return folder
+    return make
+
+
+@pytest.fixture
+def rewrite_bag() -> Callable[..., Path]:
+    """
+    Copy a bag message by message into an MCAP folder, `rewrite_bag(bag, output, change)`.
+
+    `change(topic, message)` returns the message to write, or None for no message.
+    """
+    from rosbags.highlevel import AnyReader
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    from image_as_imu_ros.evaluation.sources.rosbag import typestore
+
+    def rewrite(bag: Path, output: Path, change: Callable) -> Path:
+        store, written = typestore(), {}
+        with AnyReader([bag]) as reader, Writer(
+                output, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+            for connection, time_ns, data in reader.messages():
+                message = change(connection.topic, reader.deserialize(data, connection.msgtype))
+                if message is None:
+                    continue
+                if connection.topic not in written:
+                    written[connection.topic] = writer.add_connection(
+                        connection.topic, connection.msgtype, typestore=store)
+                writer.write(written[connection.topic], time_ns,
+                             store.serialize_cdr(message, connection.msgtype))
+        return output
+    return rewrite
 
 
 def make_blurred_sequence(frames: int, seed: int) -> BlurredSequence:

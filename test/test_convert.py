@@ -13,7 +13,6 @@ from image_as_imu_ros.errors import (
     ConfigError,
     DataFormatError,
     ImageAsImuError,
-    SynchronizationError,
 )
 from image_as_imu_ros.evaluation.rosbag_writer import write_rosbag
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
@@ -32,24 +31,6 @@ R_GYRO_CAMERA = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 def recording(sequence_folder: Path) -> Recording:
     """Sequence folder whose gyroscope is said to be mounted as in an iPhone."""
     return open_recording(sequence_folder, options=RecordingOptions(R_gyro_camera=R_GYRO_CAMERA))
-
-
-def rewritten(bag: Path, output: Path, change) -> Path:
-    """Copy a bag message by message; `change(topic, message)` returns a message or None."""
-    store = typestore()
-    with AnyReader([bag]) as reader, Writer(
-            output, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        written = {}
-        for connection, time_ns, data in reader.messages():
-            message = change(connection.topic, reader.deserialize(data, connection.msgtype))
-            if message is None:
-                continue
-            if connection.topic not in written:
-                written[connection.topic] = writer.add_connection(
-                    connection.topic, connection.msgtype, typestore=store)
-            writer.write(written[connection.topic], time_ns,
-                         store.serialize_cdr(message, connection.msgtype))
-    return output
 
 
 def without(topic: str):
@@ -169,32 +150,28 @@ def test_output_is_not_overwritten_unasked(recording: Recording, tmp_path: Path)
 
 @pytest.mark.parametrize(('topic', 'message'), [
     ('/camera/image_raw', 'has no images'),
-    ('/imu/data', 'has no topic of type sensor_msgs/msg/Imu; its topics are: '),
-    ('/camera/camera_info', 'has no topic of type sensor_msgs/msg/CameraInfo'),
-    ('/tf_static', r'does not tell the rotation .*--R'),
+    ('/imu/data', 'has no topic of type sensor_msgs/msg/Imu with a message; its topics are: .*'
+                  '/camera/image_raw .24 sensor_msgs/msg/Image.*record it too.*--imu-topic'),
+    ('/camera/camera_info', 'no topic of type sensor_msgs/msg/CameraInfo.*--intrinsics'),
+    ('/tf_static', r'does not tell the rotation .*connects no frames.*--R'),
 ])
-def test_bags_without_what_is_needed(recording: Recording, tmp_path: Path, topic: str,
+def test_bags_without_what_is_needed(recording: Recording, tmp_path: Path, rewrite_bag, topic: str,
                                      message: str):
     write_rosbag(recording, tmp_path / 'bag')
     with pytest.raises(DataFormatError, match=message):
-        open_recording(rewritten(tmp_path / 'bag', tmp_path / 'without', without(topic)))
+        open_recording(rewrite_bag(tmp_path / 'bag', tmp_path / 'without', without(topic)))
 
 
-def test_rotation_may_come_from_the_command_line(recording: Recording, tmp_path: Path):
+def test_rotation_may_come_from_the_command_line(recording: Recording, tmp_path: Path,
+                                                 rewrite_bag):
     write_rosbag(recording, tmp_path / 'bag')
-    bag = rewritten(tmp_path / 'bag', tmp_path / 'without', without('/tf_static'))
+    bag = rewrite_bag(tmp_path / 'bag', tmp_path / 'without', without('/tf_static'))
     told = open_recording(bag, options=RecordingOptions(R_gyro_camera=np.eye(3)))
     np.testing.assert_array_equal(told.streams[0].R_gyro_camera, np.eye(3))
 
 
-def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path):
+def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path, rewrite_bag):
     write_rosbag(recording, tmp_path / 'bag')
-    seen = iter(range(1000))
-
-    def repeat_a_stamp(topic, message):
-        if topic == '/camera/image_raw' and next(seen) % 5 == 4:
-            message.header.stamp.sec = 0
-        return message
 
     def zero_stamps(topic, message):
         if topic == '/camera/image_raw':
@@ -206,22 +183,11 @@ def test_bags_with_bad_stamps_or_cameras(recording: Recording, tmp_path: Path):
             message.k = np.zeros(9)
         return message
 
-    for name, change, error, text in (
-            ('order', repeat_a_stamp, SynchronizationError, 'before the previous one'),
-            ('zero', zero_stamps, DataFormatError, 'zero stamps'),
-            ('camera', uncalibrated, DataFormatError, 'uncalibrated')):
-        with pytest.raises(error, match=text):
-            open_recording(rewritten(tmp_path / 'bag', tmp_path / name, change))
-
-
-@pytest.mark.parametrize('name', ['bag.mcap', 'bag.db3'])
-@pytest.mark.parametrize('share', [0.0, 0.1, 0.9])
-def test_truncated_bags_are_named(recording: Recording, tmp_path: Path, name: str, share: float):
-    write_rosbag(recording, tmp_path / name)
-    content = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(content[:int(share * len(content))])
-    with pytest.raises(DataFormatError):
-        open_recording(tmp_path / name)
+    for name, change, text in (
+            ('zero', zero_stamps, 'all 24 images on /camera/image_raw have zero stamps'),
+            ('camera', uncalibrated, 'uncalibrated')):
+        with pytest.raises(DataFormatError, match=text):
+            open_recording(rewrite_bag(tmp_path / 'bag', tmp_path / name, change))
 
 
 def test_damaged_bytes_never_raise_another_error(recording: Recording, tmp_path: Path):

@@ -14,31 +14,14 @@ from image_as_imu_ros.evaluation.sources.recording import mid_exposure_ns
 from image_as_imu_ros.evaluation.sources.strayscanner import R_GYRO_CAMERA
 
 FULL_PX = (640, 480)
-FULL_MATRIX = [[500.0, 0.0, 318.0], [0.0, 500.0, 242.0], [0.0, 0.0, 1.0]]
 ROWS = 7
 
 
 @pytest.fixture
-def app_folder(tmp_path: Path) -> Path:
-    """Folder as the StrayScanner app writes it: a video, poses without exposure, imu.csv."""
-    folder = tmp_path / 'stray'
-    folder.mkdir()
-    np.savetxt(folder / 'camera_matrix.csv', FULL_MATRIX, delimiter=', ')
-    poses = ''.join(
-        f'{100 + row / 30:.9f}, {row:06d}, {0.03 * row}, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0\n'
-        for row in range(ROWS))
-    (folder / 'odometry.csv').write_text(
-        f'timestamp, frame, x, y, z, qx, qy, qz, qw\n{poses}')
-    samples = ''.join(f'{99.9 + k / 100:.9f}, 0.0, 0.0, 9.8, {0.1 * k:.3f}, 0.2, -0.3\n'
-                      for k in range(60))
-    (folder / 'imu.csv').write_text(
-        f'timestamp, a_x, a_y, a_z, alpha_x, alpha_y, alpha_z\n{samples}')
-    video = cv2.VideoWriter(
-        str(folder / 'rgb.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 30, FULL_PX)
-    for image in range(ROWS - 1):
-        video.write(np.full((FULL_PX[1], FULL_PX[0], 3), 30 + 30 * image, np.uint8))
-    video.release()
-    return folder
+def app_folder(make_app_folder) -> Path:
+    """Folder as the StrayScanner app writes it, with images that grow brighter."""
+    return make_app_folder([np.full((FULL_PX[1], FULL_PX[0], 3), 30 + 30 * image, np.uint8)
+                            for image in range(ROWS - 1)])
 
 
 def images_of(recording) -> list[np.ndarray]:
@@ -255,7 +238,7 @@ def test_sources_that_are_nothing(tmp_path: Path, sequence_folder: Path):
         open_recording(sequence_folder / 'frames.csv')
     with pytest.raises(ConfigError, match='image size "320x224" is for StrayScanner'):
         open_recording(sequence_folder, options=RecordingOptions(image_size='320x224'))
-    with pytest.raises(ConfigError, match='topics are for rosbags'):
+    with pytest.raises(ConfigError, match='topics, --stamps and --intrinsics are for rosbags'):
         open_recording(sequence_folder, options=RecordingOptions(imu_topic='/imu'))
 
 

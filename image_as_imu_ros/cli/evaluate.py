@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from image_as_imu_ros.cli.options import (
     add_config_arguments,
@@ -11,34 +14,102 @@ from image_as_imu_ros.cli.options import (
     read_config,
     read_recording_options,
 )
+from image_as_imu_ros.config import VisualImuConfig
+from image_as_imu_ros.errors import DataFormatError, ImageAsImuError
+
+if TYPE_CHECKING:
+    from image_as_imu_ros.estimator import VisualGyroscope
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument('source', type=Path, metavar='SOURCE',
-                        help='rosbag2, StrayScanner folder or sequence folder')
+    parser.add_argument('sources', type=Path, nargs='+', metavar='SOURCE',
+                        help='rosbag2, StrayScanner folder or sequence folder, or a folder of '
+                             'such recordings; several give a table with their mean')
     parser.add_argument('--mode', default='stream', choices=('single', 'stream'),
                         help='each image by itself, unsigned, or a causal stream (default)')
     parser.add_argument('--output', type=Path, metavar='DIR',
-                        help='folder of the report (default: results/NAME_MODE)')
+                        help='folder of the report (default: results/NAME_MODE); of several '
+                             'recordings, one folder each inside it (default: results/MODE)')
     add_recording_arguments(parser)
     add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate a recording, write the report and print its table."""
-    from dataclasses import asdict
-
+    """Evaluate recordings, write their reports and print the table."""
     from image_as_imu_ros.estimator import VisualGyroscope
-    from image_as_imu_ros.evaluation.evaluate import evaluate
-    from image_as_imu_ros.evaluation.report import table_of, write_report
-    from image_as_imu_ros.evaluation.sources import open_recording
+    from image_as_imu_ros.evaluation.report import table_of
+    from image_as_imu_ros.evaluation.sources import find_recordings
     config = read_config(arguments)
-    recording = open_recording(arguments.source, arguments.kind, read_recording_options(arguments))
-    evaluation = evaluate(recording, VisualGyroscope(config.estimator), arguments.mode,
-                          config.stream, progress=True)
-    output = arguments.output or Path('results') / f'{recording.name}_{arguments.mode}'
-    settings = {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)}
-    summary = write_report(evaluation, output, config.estimator.weights, settings)
+    sources = (arguments.sources if arguments.kind != 'auto'
+               else find_recordings(arguments.sources))
+    gyroscope = VisualGyroscope(config.estimator)
+    if len(sources) > 1:
+        _evaluate_several(arguments, sources, config, gyroscope)
+        return
+    summary, output = _evaluate_one(arguments, sources[0], config, gyroscope, arguments.output)
     print(table_of(summary))
     print(f'report: {output / "report.html"}')
+
+
+def _evaluate_one(arguments: argparse.Namespace, source: Path, config: VisualImuConfig,
+                  gyroscope: VisualGyroscope, output: Path | None) -> tuple[dict[str, Any], Path]:
+    """Evaluate one recording and write its report; returns the summary and where it is."""
+    from dataclasses import asdict
+
+    from image_as_imu_ros.evaluation.evaluate import evaluate
+    from image_as_imu_ros.evaluation.report import write_report
+    from image_as_imu_ros.evaluation.sources import open_recording
+    recording = open_recording(source, arguments.kind, read_recording_options(arguments))
+    evaluation = evaluate(recording, gyroscope, arguments.mode, config.stream, progress=True)
+    output = output or Path('results') / f'{recording.name}_{arguments.mode}'
+    settings = {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)}
+    summary = write_report(evaluation, output, config.estimator.weights, settings)
+    for warning in summary['warnings']:
+        logger.warning('%s: %s', source, warning)
+    return summary, output
+
+
+def _evaluate_several(arguments: argparse.Namespace, sources: Sequence[Path],
+                      config: VisualImuConfig, gyroscope: VisualGyroscope) -> None:
+    """
+    Evaluate recordings one after the other; those that fail become rows of the table too.
+
+    :raises DataFormatError: after the table, if any could not be evaluated
+    """
+    from image_as_imu_ros.evaluation.overview import (
+        failed_row,
+        overview,
+        overview_table,
+        row_of,
+        write_overview,
+    )
+    output = arguments.output or Path('results') / arguments.mode
+    rows: list[dict[str, Any]] = []
+    for source, name in zip(sources, _distinct_names(sources)):
+        try:
+            summary, _ = _evaluate_one(arguments, source, config, gyroscope, output / name)
+            rows.append(row_of(name, summary))
+        except ImageAsImuError as error:
+            logger.warning('%s', error)
+            rows.append(failed_row(name, source, error))
+    content = overview(rows, arguments.mode, config.estimator.weights)
+    write_overview(content, output)
+    print(overview_table(content))
+    print(f'tables: {output / "overview.json"}, {output / "overview.csv"}')
+    failed = [row['recording'] for row in rows if row['error']]
+    if failed:
+        raise DataFormatError(f'{len(failed)} of {len(rows)} recordings could not be evaluated: '
+                              f'{", ".join(failed)}; the table says why')
+
+
+def _distinct_names(sources: Sequence[Path]) -> list[str]:
+    """Short names of recordings; those that are alike take their folder's name, and a number."""
+    paths = [source.resolve() for source in sources]
+    short = [path.stem if path.is_file() else path.name for path in paths]
+    longer = [f'{path.parent.name}_{path.name}' if short.count(name) > 1 else name
+              for path, name in zip(paths, short)]
+    return [f'{name}_{index}' if longer.count(name) > 1 else name
+            for index, name in enumerate(longer)]

@@ -14,6 +14,7 @@ VERBS = {
     'run': 'angular and linear velocity of one image',
     'evaluate': 'score a recording against its gyroscope',
     'convert': 'write a recording as a rosbag2',
+    'strayscanner': 'prepare a StrayScanner folder as the paper does',
     'play': 'publish a rosbag2 over DDS in real time',
     'demo': 'the whole path, from a recording over ROS 2 to a plot',
     'synthesize': 'write a simulated recording with its exact motion',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,17 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--depth', action='store_true',
                         help='use the depth images of a StrayScanner folder')
     add_rotation_argument(parser, 'gyroscope')
+    parser.add_argument('--time-offset', type=_time_offset, metavar='S|auto',
+                        help="how far the gyroscope's clock runs ahead of the images', to be "
+                             'applied; auto estimates it by cross-correlation')
     topics = parser.add_argument_group('rosbags')
     topics.add_argument('--stamp-reference', default='start', choices=('start', 'middle', 'end'),
                         help='moment of the exposure that image stamps mark (default: start)')
+    topics.add_argument('--stamps', default='header', choices=('header', 'received'),
+                        help='times of the message headers (default), or of recording, for '
+                             'drivers that do not stamp')
+    topics.add_argument('--intrinsics', type=_intrinsics, metavar='FX,FY,CX,CY[,K1,K2,P1,P2]',
+                        help='instead of camera info: px, and plumb_bob distortion')
     for name in ('image', 'camera-info', 'imu', 'exposure'):
         topics.add_argument(f'--{name}-topic', metavar='TOPIC',
                             help='where its type does not tell it')
@@ -62,7 +71,8 @@ def read_recording_options(arguments: argparse.Namespace) -> RecordingOptions:
     return RecordingOptions(
         arguments.image_size, arguments.camera, arguments.R, arguments.exposure,
         arguments.stamp_reference, arguments.image_topic, arguments.camera_info_topic,
-        arguments.imu_topic, arguments.exposure_topic, arguments.depth)
+        arguments.imu_topic, arguments.exposure_topic, arguments.time_offset, arguments.stamps,
+        arguments.intrinsics, arguments.depth)
 
 
 def add_rotation_argument(parser: argparse.ArgumentParser, target: str) -> None:
@@ -72,12 +82,38 @@ def add_rotation_argument(parser: argparse.ArgumentParser, target: str) -> None:
                              'write --R=-1,.. where it begins with a minus')
 
 
+def _time_offset(text: str) -> float | str:
+    """Parse seconds or the word `auto`."""
+    if text == 'auto':
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float('nan')
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f'"{text}" is neither seconds nor "auto"')
+    return value
+
+
+def _intrinsics(text: str) -> tuple[float, ...]:
+    """Parse focal lengths, principal point and distortion coefficients."""
+    values = _numbers(text)
+    if len(values) not in (4, 8, 9):
+        raise argparse.ArgumentTypeError(f'"{text}" is not 4, 8 or 9 numbers with commas')
+    return tuple(values)
+
+
+def _numbers(text: str) -> list[float]:
+    """Parse numbers with commas; an empty list where one is none."""
+    try:
+        return [float(value) for value in text.split(',')]
+    except ValueError:
+        return []
+
+
 def _rotation(text: str) -> np.ndarray:
     """Parse nine numbers as a rotation matrix, (3, 3)."""
-    try:
-        values = [float(value) for value in text.split(',')]
-    except ValueError:
-        values = []
+    values = _numbers(text)
     if len(values) != 9:
         raise argparse.ArgumentTypeError(f'"{text}" is not nine numbers with commas')
     rotation = np.array(values).reshape(3, 3)

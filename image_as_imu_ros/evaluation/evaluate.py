@@ -219,16 +219,19 @@ def _angular_references(recording: Recording, stream: Stream, stamps_ns: np.ndar
 def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...],
             times_ms: list[float], skipped: dict[str, int]) -> Evaluation:
     """Pool the streams and compute every metric."""
+    recording = _on_one_clock(recording, results, mode)
     parts = [samples_of(recording, result, mode) for result in results]
     pooled = _pooled(parts)
     if not pooled.scorable('interpolated').any():
         raise SynchronizationError(
-            f'no image of {recording.source} lies within the record of its gyroscope; '
-            'are both on the same clock?')
+            f'no image of {recording.source} lies within the record of its gyroscope'
+            f'{sync.spans(recording.gyroscope, pooled.stamp_ns)}; are both on the same clock? '
+            '--time-offset auto or --time-offset S moves the gyroscope')
     statuses = Counter(estimate.status.name for result in results
                        for estimate in result.estimates if estimate is not None)
     percentiles = np.percentile(times_ms, (50, 95, 99)).tolist() if times_ms else [None] * 3
     reference = pooled.angular_references_rad_s['interpolated'][pooled.scorable('interpolated')]
+    offset_s = _time_offset(recording, results, parts, mode)
     return Evaluation(recording, mode, results, {
         'source': str(recording.source),
         'kind': recording.kind,
@@ -238,7 +241,8 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
         'evaluated': int((pooled.has_estimate & pooled.scorable('interpolated')).sum()),
         'protocols': {protocol: _protocol(pooled, protocol, mode) for protocol in PROTOCOLS},
         'zero_rotation_rmse_rad_s': _numbers(metrics.rmse(np.zeros_like(reference), reference)),
-        'time_offset_s': _time_offset(recording, results, parts, mode),
+        'time_offset_s': offset_s,
+        'time_offset_applied_s': recording.time_offset_applied_s,
         **_uncertainty(pooled, mode),
         'frame_ms': dict(zip(('p50', 'p95', 'p99'), percentiles)),
         'R_gyro_camera': {
@@ -247,6 +251,7 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
         'statuses': dict(statuses),
         'skipped': skipped,
         'assumptions': list(recording.assumptions),
+        'warnings': [*recording.warnings, *sync.offset_warnings(offset_s)],
     })
 
 
@@ -331,6 +336,19 @@ def _time_offset(recording: Recording, results: tuple[StreamEstimates, ...],
         np.concatenate([getattr(part, name)[part.has_estimate] for part in usable])
         for name in ('stamp_ns', 'angular_rad_s'))
     return sync.time_offset_s(recording.gyroscope, stamps_ns, angular_rad_s, mode == 'stream')
+
+
+def _on_one_clock(recording: Recording, results: tuple[StreamEstimates, ...],
+                  mode: str) -> Recording:
+    """Move the gyroscope by the estimated offset between the clocks, where that is asked for."""
+    usable = [result for result in results if result.stream.R_gyro_camera is not None]
+    if not recording.estimate_time_offset or recording.gyroscope is None or not usable:
+        return recording
+    samples = max((samples_of(recording, result, mode) for result in usable),
+                  key=lambda samples: samples.has_estimate.sum())
+    return recording.shifted(sync.clock_offset_s(
+        recording.gyroscope, samples.stamp_ns[samples.has_estimate],
+        samples.angular_rad_s[samples.has_estimate], mode == 'stream'))
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -56,11 +56,11 @@ def write_report(evaluation: Evaluation, folder: Path, weights: str,
         for stale in folder.glob(pattern):
             stale.unlink()
     for name, content in plots.items():
-        _write(folder / name, content)
-    _write(folder / 'estimates.csv', _estimates_csv(evaluation).encode())
-    _write(folder / 'report.html', _html(evaluation, summary, plots).encode())
+        write_atomically(folder / name, content)
+    write_atomically(folder / 'estimates.csv', _estimates_csv(evaluation).encode())
+    write_atomically(folder / 'report.html', _html(evaluation, summary, plots).encode())
     text = json.dumps(summary, indent=2, allow_nan=False)
-    _write(folder / 'summary.json', f'{text}\n'.encode())
+    write_atomically(folder / 'summary.json', f'{text}\n'.encode())
     return summary
 
 
@@ -211,7 +211,8 @@ def _html(evaluation: Evaluation, summary: dict[str, Any], plots: dict[str, byte
         f'<tr><td>{key.replace("_", " ")}</td><td>{html.escape(_text(summary[key]))}</td></tr>'
         for key in ('source', 'kind', 'weights', 'image_size', 'frames', 'evaluated',
                     'zero_rotation_rmse_rad_s', 'sign_accuracy', 'coverage_95', 'nees_mean',
-                    'time_offset_s', 'frame_ms', 'statuses', 'skipped', 'assumptions'))
+                    'time_offset_s', 'time_offset_applied_s', 'frame_ms', 'statuses', 'skipped',
+                    'assumptions', 'warnings'))
     images = ''.join(
         f'<p><img alt="{html.escape(name)}" '
         f'src="data:image/png;base64,{base64.b64encode(content).decode()}"></p>'
@@ -235,7 +236,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old one or the whole new one."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     temporary.write_bytes(content)

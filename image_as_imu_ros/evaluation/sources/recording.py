@@ -7,8 +7,9 @@ Everything but the pixels is read when a recording is opened; images are decoded
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,14 @@ from image_as_imu_ros.types import CameraIntrinsics, Frame
 
 STAMP_REFERENCES = ('start', 'middle', 'end')
 """Moments of the exposure that an image's stamp may mark."""
+
+AUTO_TIME_OFFSET = 'auto'
+"""Instead of seconds: the offset between the clocks is estimated and applied."""
+
+_FLOOR_WARNING_RAD_S = 0.1
+_INTERPOLATION_SHARE = 30 ** -0.5
+"""Rms of s (1 - s) over 0..1: of the error between two samples, in units of how far a sample
+lies off the line through its neighbours."""
 
 
 def seconds_to_ns(seconds: float) -> int:
@@ -69,6 +78,25 @@ class Gyroscope:
         """Median time between samples, ns."""
         return int(np.median(np.diff(self.t_ns)))
 
+    @property
+    def interpolation_error_rad_s(self) -> np.ndarray:
+        """
+        Estimate what linear interpolation between the samples errs by, (3,) rad/s rms.
+
+        From how far each sample lies off the line through its neighbours, which is what twice
+        the period would cost; sensor noise counts too.
+        """
+        rates, t_ns = self.angular_velocity_rad_s, self.t_ns
+        if len(rates) < 3:
+            return np.zeros(3)
+        share = ((t_ns[1:-1] - t_ns[:-2]) / (t_ns[2:] - t_ns[:-2]))[:, None]
+        line = rates[:-2] + share * (rates[2:] - rates[:-2])
+        return _INTERPOLATION_SHARE * np.sqrt(np.mean((rates[1:-1] - line) ** 2, axis=0))
+
+    def shifted(self, offset_s: float) -> Gyroscope:
+        """Gyroscope on the images' clock, ahead of which its own runs by the offset."""
+        return Gyroscope(self.t_ns - seconds_to_ns(offset_s), self.angular_velocity_rad_s)
+
 
 def check_increasing(stamps_ns: np.ndarray, what: str) -> None:
     """
@@ -82,6 +110,24 @@ def check_increasing(stamps_ns: np.ndarray, what: str) -> None:
         raise SynchronizationError(
             f'{what} {bad} (from 0) is stamped {stamps_ns[bad]} ns, '
             f'{-steps[bad - 1] * 1e-9:.6f} s before the previous one; sort or cut the recording')
+
+
+def longest_increasing(stamps_ns: np.ndarray) -> np.ndarray:
+    """Tell which stamps to keep, (N,) bool, so that most remain and those strictly increase."""
+    tails: list[int] = []  # the smallest last stamp of a run of each length, and its index
+    ends: list[int] = []
+    before = np.full(len(stamps_ns), -1)
+    for index, stamp_ns in enumerate(stamps_ns.tolist()):
+        length = bisect_left(tails, stamp_ns)
+        before[index] = ends[length - 1] if length else -1
+        tails[length:length + 1] = [stamp_ns]
+        ends[length:length + 1] = [index]
+    kept = np.zeros(len(stamps_ns), dtype=bool)
+    index = ends[-1] if ends else -1
+    while index >= 0:
+        kept[index] = True
+        index = int(before[index])
+    return kept
 
 
 def finite_gyroscope(t_ns: np.ndarray, angular_velocity_rad_s: np.ndarray,
@@ -160,7 +206,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Recording:
-    """Streams of images with their reference, and what had to be assumed or left out."""
+    """
+    Streams of images with their reference, and what had to be assumed or left out.
+
+    `time_offset_applied_s` is how far the gyroscope's clock ran ahead of the images' before its
+    stamps were moved; `estimate_time_offset` asks for that to be found and done.
+    """
 
     source: Path
     kind: str
@@ -169,6 +220,9 @@ class Recording:
     gyroscope: Gyroscope | None
     assumptions: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    time_offset_applied_s: float = 0.0
+    estimate_time_offset: bool = False
 
     def __post_init__(self) -> None:
         if not any(stream.records for stream in self.streams):
@@ -185,17 +239,51 @@ class Recording:
         """Frames of all streams."""
         return sum(len(stream.records) for stream in self.streams)
 
+    @property
+    def frame_interval_ns(self) -> int | None:
+        """Median time between the frames of a stream, ns; None without two frames."""
+        steps = [np.diff([record.stamp_ns for record in stream.records])
+                 for stream in self.streams]
+        steps = np.concatenate(steps) if steps else np.zeros(0)
+        return int(np.median(steps)) if len(steps) else None
+
+    def shifted(self, offset_s: float) -> Recording:
+        """Move the gyroscope, if there is one, onto the images' clock."""
+        if self.gyroscope is None:
+            return self
+        return replace(self, gyroscope=self.gyroscope.shifted(offset_s),
+                       time_offset_applied_s=self.time_offset_applied_s + offset_s,
+                       estimate_time_offset=False)
+
+    def with_gyroscope_warnings(self) -> Recording:
+        """Say so where the gyroscope is too slow to be a reference."""
+        if self.gyroscope is None or self.frame_interval_ns is None:
+            return self
+        floor = self.gyroscope.interpolation_error_rad_s
+        rate_hz = 1e9 / self.gyroscope.period_ns
+        slow = self.gyroscope.period_ns > self.frame_interval_ns
+        if not slow and floor.max() < _FLOOR_WARNING_RAD_S:
+            return self
+        return replace(self, warnings=(*self.warnings, (
+            f'the gyroscope gives {rate_hz:.1f} samples a second for '
+            f'{1e9 / self.frame_interval_ns:.1f} images: between them it errs by about '
+            f'{"/".join(f"{value:.2f}" for value in floor)} rad/s (x/y/z rms), below which no '
+            'figure means anything; record it at its full rate, 100 Hz or more')))
+
 
 @dataclass(frozen=True)
 class RecordingOptions:
     """
     What a user may say about a recording.
 
-    Topics and `stamp_reference` concern rosbags; `image_size` StrayScanner folders
-    (`320x224` or `full`, None for the default). `camera` is a glob over camera names or image
-    topics, `R_gyro_camera` (3, 3) overrides the rotation from camera to gyroscope axes,
-    `exposure_time_s` stands in where the recording has none. `depth` has depth images used, where
-    the recording has them.
+    Topics, `intrinsics_px`, `stamps` and `stamp_reference` concern rosbags; `image_size`
+    StrayScanner folders (`320x224` or `full`, None for the default). `camera` is a glob over
+    camera names or image topics, `R_gyro_camera` (3, 3) overrides the rotation from camera to
+    gyroscope axes, `exposure_time_s` stands in where the recording has none. `time_offset_s` is
+    how far the gyroscope's clock runs ahead of the images', in seconds or AUTO_TIME_OFFSET.
+    `intrinsics_px` is fx, fy, cx, cy and distortion coefficients of `plumb_bob`, instead of
+    camera info. `stamps` are those of the headers, or `received`, the times of recording. `depth`
+    has depth images used, where the recording has them.
     """
 
     image_size: str | None = None
@@ -207,4 +295,7 @@ class RecordingOptions:
     camera_info_topic: str | None = None
     imu_topic: str | None = None
     exposure_topic: str | None = None
+    time_offset_s: float | str | None = None
+    stamps: str = 'header'
+    intrinsics_px: tuple[float, ...] | None = None
     depth: bool = False
