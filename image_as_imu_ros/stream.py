@@ -162,6 +162,9 @@ class StreamEstimator:
     """
     Joins a camera's images, in time order, into signed motion.
 
+    `alignment` is the motion that was found between the last two images; None where they did not
+    match or the last one began anew.
+
     :param gyroscope: estimates single images; may be shared by several streams
     """
 
@@ -172,11 +175,17 @@ class StreamEstimator:
 
     def reset(self) -> None:
         """Forget all earlier images: the next one may have any stamp."""
+        self.alignment: Alignment | None = None
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._filter = RotationFilter()
         self._gain = BlurGain()
         self._blur_rate: np.ndarray | None = None
+
+    @property
+    def measurement(self) -> BlurMeasurement | None:
+        """What was seen in the last image; None before the first."""
+        return self._previous
 
     def process(self, frame: Frame) -> MotionEstimate:
         """
@@ -227,7 +236,7 @@ class StreamEstimator:
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
             self._filter.remember(elapsed_s)
-        self._previous = measurement
+        self._previous, self.alignment = measurement, alignment
         return replace(estimate, timing_ms=timing)
 
     def _align(self, previous: BlurMeasurement, current: BlurMeasurement,
