@@ -56,11 +56,11 @@ def write_report(evaluation: Evaluation, folder: Path, weights: str,
         for stale in folder.glob(pattern):
             stale.unlink()
     for name, content in plots.items():
-        _write(folder / name, content)
-    _write(folder / 'estimates.csv', _estimates_csv(evaluation).encode())
-    _write(folder / 'report.html', _html(evaluation, summary, plots).encode())
+        write_file(folder / name, content)
+    write_file(folder / 'estimates.csv', _estimates_csv(evaluation).encode())
+    write_file(folder / 'report.html', _html(evaluation, summary, plots).encode())
     text = json.dumps(summary, indent=2, allow_nan=False)
-    _write(folder / 'summary.json', f'{text}\n'.encode())
+    write_file(folder / 'summary.json', f'{text}\n'.encode())
     return summary
 
 
@@ -184,11 +184,12 @@ def _estimates_csv(evaluation: Evaluation) -> str:
     for result in evaluation.streams:
         for estimate in result.estimates:
             if estimate is not None:
-                writer.writerow([*_estimate_row(estimate), result.stream.camera])
+                writer.writerow([*estimate_row(estimate), result.stream.camera])
     return buffer.getvalue()
 
 
-def _estimate_row(estimate: MotionEstimate) -> list[Any]:
+def estimate_row(estimate: MotionEstimate) -> list[Any]:
+    """One line of estimates.csv, but for the camera."""
     exposure = '' if estimate.exposure_time_s is None else f'{estimate.exposure_time_s:.9g}'
     numbers = [*estimate.angular_velocity_rad_s, *estimate.linear_velocity_m_s,
                *(estimate.covariance[row, column] for row, column in _UPPER)]
@@ -235,7 +236,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old one or the whole new one."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     temporary.write_bytes(content)

@@ -28,9 +28,10 @@ MATCH_FLOOR_PX = 0.02
 CAUCHY_SCALE = 1.5
 ROUNDS = 2
 MAX_STEPS = 15
-MIN_PIXELS = 500
-PIXELS_PER_WITNESS = 30.0
-"""Neighbouring flow is alike: so many pixels count as one independent witness."""
+MIN_PIXELS = 200
+STRIDE_PX = 3
+PIXELS_PER_WITNESS = 3.5
+"""Neighbouring flow is alike: so many of the pixels taken count as one independent witness."""
 UNMODELLED_RAD = 0.0005
 UNMODELLED_SHARE = 0.01
 """Error of the rotation that remains, absolute and relative to it."""
@@ -69,20 +70,22 @@ def refine_rotation(earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIn
 
     def distances(step: np.ndarray) -> np.ndarray:
         """Distance of each pixel from its epipolar line, in standard deviations, (N,)."""
-        lines = np.cross(start + step[3:] @ sideways, turned @ Rotation.from_rotvec(
-            step[:3]).as_matrix().T)
-        slope = lines[:, :2] / focal
-        spread = np.einsum('ni,nij,nj->n', slope, covariance, slope)
-        return np.einsum('ni,ni->n', rays_earlier, lines) / np.sqrt(spread + 1e-18)
+        x, y, z = start + step[3:] @ sideways
+        across = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+        lines = turned @ (across @ Rotation.from_rotvec(step[:3]).as_matrix()).T
+        u, v = (lines[:, :2] / focal).T
+        spread = covariance[:, 0, 0] * u * u + 2 * covariance[:, 0, 1] * u * v \
+            + covariance[:, 1, 1] * v * v
+        return (rays_earlier * lines).sum(axis=1) / np.sqrt(spread + 1e-18)
 
     step, noise = np.zeros(5), 1.0
     for _ in range(ROUNDS):
-        fit = least_squares(lambda step: distances(step) / noise, step, loss='cauchy',
-                            f_scale=CAUCHY_SCALE, max_nfev=MAX_STEPS)
+        fit = least_squares(distances, step, loss='cauchy', f_scale=CAUCHY_SCALE * noise,
+                            max_nfev=MAX_STEPS)
         step = fit.x
-        noise *= 1.4826 * float(np.median(np.abs(distances(step) / noise))) + 1e-9
+        noise = 1.4826 * float(np.median(np.abs(distances(step)))) + 1e-9
     vector = (Rotation.from_rotvec(step[:3]) * rotation).as_rotvec()
-    spread = PIXELS_PER_WITNESS * np.linalg.pinv(fit.jac.T @ fit.jac)[:3, :3]
+    spread = PIXELS_PER_WITNESS * noise ** 2 * np.linalg.pinv(fit.jac.T @ fit.jac)[:3, :3]
     unmodelled = UNMODELLED_RAD ** 2 + UNMODELLED_SHARE ** 2 * (vector @ vector)
     return vector, spread + unmodelled * np.eye(3)
 
@@ -111,7 +114,7 @@ def _matches(earlier: np.ndarray, later: np.ndarray,
     gy = cv2.Sobel(later, cv2.CV_32F, 0, 1, scale=1 / 8)
     xx, xy, yy = (cv2.blur(product, (WINDOW_PX, WINDOW_PX)) for product in
                   (gx * gx, gx * gy, gy * gy))
-    rows, columns = np.nonzero(seen)
+    rows, columns = STRIDE_PX * np.array(np.nonzero(seen[::STRIDE_PX, ::STRIDE_PX]))
     structure = np.stack([xx, xy, xy, yy], axis=-1)[rows, columns].reshape(-1, 2, 2)
     spread = MATCH_NOISE_GRAY ** 2 * np.linalg.inv(structure + np.eye(2)) \
         + MATCH_FLOOR_PX ** 2 * np.eye(2)

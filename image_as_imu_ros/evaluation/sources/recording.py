@@ -192,7 +192,8 @@ class RecordingOptions:
     Topics and `stamp_reference` concern rosbags; `image_size` StrayScanner folders
     (`320x224` or `full`, None for the default). `camera` is a glob over camera names or image
     topics, `R_gyro_camera` (3, 3) overrides the rotation from camera to gyroscope axes,
-    `exposure_time_s` stands in where the recording has none.
+    `exposure_time_s` stands in where the recording has none. Without `needs_gyroscope`, there need
+    be none; a bag's is not looked for, and `R_gyro_camera` must be given.
     """
 
     image_size: str | None = None
@@ -204,3 +205,4 @@ class RecordingOptions:
     camera_info_topic: str | None = None
     imu_topic: str | None = None
     exposure_topic: str | None = None
+    needs_gyroscope: bool = True

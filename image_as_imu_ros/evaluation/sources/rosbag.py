@@ -60,9 +60,11 @@ def open_rosbag(source: Path, options: RecordingOptions) -> Recording:
     """
     with Bag(source) as bag:
         images = _image_connections(bag, options)
-        imu = _connection(bag, IMU_TYPE, options.imu_topic, '--imu-topic')
         skipped: dict[str, int] = {}
-        gyroscope, imu_frame = _read_gyroscope(bag, imu, skipped)
+        gyroscope, imu_frame = None, ''
+        if options.needs_gyroscope:
+            imu = _connection(bag, IMU_TYPE, options.imu_topic, '--imu-topic')
+            gyroscope, imu_frame = _read_gyroscope(bag, imu, skipped)
         rotations = _read_static_rotations(bag)
         streams = tuple(
             _open_stream(bag, image, rotations, imu_frame, options, skipped)
