@@ -30,8 +30,8 @@ MIN_EXPOSURE_S = 1e-4
 STEPS_PER_GAP = 6
 CAUCHY_SCALE = 1.5
 ROUNDS = 3
-FOLDS = 10
-"""Parts of the recording that are left out in turn, to see what the result depends on."""
+PARTS = 20
+"""Stretches of the recording whose disagreement tells the deviations."""
 UNCERTAIN_ROTATION_DEG = 3.0
 UNCERTAIN_SCALE = 0.05
 LEFT_HANDED_GAIN = 0.8
@@ -133,10 +133,10 @@ class _Problem:
             total = total * Rotation.from_rotvec((reading - bias) / np.exp(parameters[_LOG_SCALE]))
         return Rotation.from_rotvec(parameters[_ROTATION]).inv().apply(total.as_rotvec())
 
-    def residuals(self, parameters: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Differences in units of their expected deviation, (3 N,), of some gaps."""
+    def residuals(self, parameters: np.ndarray) -> np.ndarray:
+        """Differences in units of their expected deviation, (3 N,)."""
         difference = self.predicted(parameters) - self.turns
-        return np.einsum('nij,nj->ni', self.whitening, difference)[rows].ravel()
+        return np.einsum('nij,nj->ni', self.whitening, difference).ravel()
 
 
 def calibrate(gyroscope: Gyroscope, gaps: tuple[GapRotation, ...]) -> Calibration:
@@ -145,7 +145,7 @@ def calibrate(gyroscope: Gyroscope, gaps: tuple[GapRotation, ...]) -> Calibratio
 
     Nothing need be known beforehand, but for the clocks, which agree to OFFSET_RANGE_S. The fit
     is robust against wrong rotations. Deviations are the larger of what the residuals imply and
-    of how the result varies with the parts of the recording.
+    of what the disagreement between parts of the recording does.
 
     :param gaps: of one camera, in time order
     :raises DataFormatError: if too few gaps lie within the gyroscope's record, or nothing moves,
@@ -158,17 +158,12 @@ def calibrate(gyroscope: Gyroscope, gaps: tuple[GapRotation, ...]) -> Calibratio
         raise DataFormatError(
             "the gyroscope's axes are mirrored: one of them has the wrong sign, or two are "
             'swapped; correct the driver, then calibrate')
-    everything = np.arange(len(problem.turns))
-    solution, noise, covariance = start, 1.0, np.eye(len(start))
+    solution, noise = start, 1.0
     for _ in range(ROUNDS):
-        solution, covariance = _fit(problem, solution, noise, everything)
-        size = np.abs(problem.residuals(solution, everything))
+        solution, covariances = _fit(problem, solution, noise)
+        size = np.abs(problem.residuals(solution))
         noise = 1.4826 * float(np.median(size)) + 1e-9
-    parts = [_fit(problem, solution, noise, np.setdiff1d(everything, fold))[0]
-             for fold in np.array_split(everything, FOLDS)]
-    spread = np.array([_difference(part, solution) for part in parts])
-    spread = np.sqrt((FOLDS - 1) / FOLDS * np.sum((spread - spread.mean(axis=0)) ** 2, axis=0))
-    deviation = np.maximum(np.sqrt(np.diagonal(covariance)), spread)
+    deviation = np.sqrt(np.maximum(*map(np.diagonal, covariances)))
 
     rotation, scale = Rotation.from_rotvec(solution[_ROTATION]), np.exp(solution[_LOG_SCALE])
     error_rad_s = rotation.apply(problem.predicted(solution) - problem.turns) / problem.spans_s
@@ -226,9 +221,15 @@ def _start(problem: _Problem) -> tuple[np.ndarray, bool]:
     return best, mirrored
 
 
-def _fit(problem: _Problem, start: np.ndarray, noise: float,
-         rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Robust least squares: parameters and their covariance, of local rotations."""
+def _fit(problem: _Problem, start: np.ndarray,
+         noise: float) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """
+    Robust least squares.
+
+    :param noise: factor on the expected deviations
+    :returns: parameters, and two covariances, of rotations about the gyroscope's axes: from the
+        curvature, and from how much the parts of the recording disagree
+    """
     base = Rotation.from_rotvec(start[_ROTATION])
 
     def moved(step: np.ndarray) -> np.ndarray:
@@ -236,17 +237,17 @@ def _fit(problem: _Problem, start: np.ndarray, noise: float,
         return np.concatenate([(Rotation.from_rotvec(step[_ROTATION]) * base).as_rotvec(),
                                start[3:] + step[3:]])
 
-    fit = least_squares(lambda step: problem.residuals(moved(step), rows) / noise,
+    fit = least_squares(lambda step: problem.residuals(moved(step)) / noise,
                         np.zeros_like(start), x_scale=_UNITS, loss='cauchy',
                         f_scale=CAUCHY_SCALE, max_nfev=50)
-    return moved(fit.x), np.linalg.pinv(fit.jac.T @ fit.jac)
-
-
-def _difference(parameters: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Parameters less others, rotations as small ones about the gyroscope's axes."""
-    turn = (Rotation.from_rotvec(parameters[_ROTATION])
-            * Rotation.from_rotvec(base[_ROTATION]).inv()).as_rotvec()
-    return np.concatenate([turn, parameters[3:] - base[3:]])
+    curvature = np.linalg.pinv(fit.jac.T @ fit.jac)
+    # what pulls at the solution, of each residual; scipy has scaled the rows of the Jacobian
+    square = (fit.fun / CAUCHY_SCALE) ** 2
+    row_scale = np.sqrt(np.maximum((1.0 - square) / (1.0 + square) ** 2, np.finfo(float).eps))
+    pulls = fit.jac * (fit.fun / (1.0 + square) / row_scale)[:, None]
+    parts = np.array([part.sum(axis=0) for part in np.array_split(pulls, PARTS)])
+    return moved(fit.x), (
+        curvature, curvature @ (PARTS / (PARTS - 1) * parts.T @ parts) @ curvature)
 
 
 def _warnings(deviation: np.ndarray) -> tuple[str, ...]:

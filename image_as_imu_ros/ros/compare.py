@@ -20,7 +20,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Imu
@@ -29,6 +29,7 @@ from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.evaluation.imu_health import Health, judge
 from image_as_imu_ros.ros.conversions import stamp_to_ns
 
+INPUT_DEPTH = 200
 OUTPUT_DEPTH = 10
 SILENCE_S = 2.0
 PARAMETERS = {
@@ -73,8 +74,9 @@ class ImuCompare(Node):
                                                           OUTPUT_DEPTH)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics',
                                                             OUTPUT_DEPTH)
-        self.create_subscription(Imu, 'imu', self._on_imu, qos_profile_sensor_data)
-        self.create_subscription(Imu, 'visual', self._on_visual, qos_profile_sensor_data)
+        quality = QoSProfile(depth=INPUT_DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self.create_subscription(Imu, 'imu', self._on_imu, quality)
+        self.create_subscription(Imu, 'visual', self._on_visual, quality)
         self.create_timer(values['diagnostics_period'], self._report, clock=self._clock)
 
     def _on_imu(self, msg: Imu) -> None:
