@@ -27,7 +27,7 @@ from image_as_imu_ros.synthesis.trajectory import Trajectory
 
 START_NS = 1_700_000_000_000_000_000
 DEADLINE_S = 60.0
-DURATION_S = 5.0
+DURATION_S = 3.0
 MOUNTED = [0.0, -1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1.0]
 
 
@@ -39,7 +39,7 @@ class Rig:
         rclpy.init(context=self.context)
         self.node = ImuCompare(context=self.context, parameter_overrides=[
             Parameter(name, value=value) for name, value in
-            {'diagnostics_period': 0.2, **parameters}.items()])
+            {'diagnostics_period': 0.5, **parameters}.items()])
         self.peer = rclpy.create_node('peer', context=self.context)
         self.errors: list[Vector3Stamped] = []
         self.deviations: list[Vector3Stamped] = []
@@ -62,7 +62,8 @@ class Rig:
             thread.start()
             self._executors.append(executor)
             self._threads.append(thread)
-        self.wait(lambda: self.imu.get_subscription_count() and self.visual.get_subscription_count()
+        self.wait(lambda: self.imu.get_subscription_count()
+                  and self.visual.get_subscription_count()
                   and self.node.count_subscribers('/imu_compare/error'))
 
     def wait(self, condition: Callable[[], object]) -> None:
@@ -137,9 +138,9 @@ def test_sound_imu_is_ok_and_its_error_is_told(rig):
     status = one.last_status()
     assert (status.level, status.message) == (DiagnosticStatus.OK, 'ok')
     values = {value.key: value.value for value in status.values}
-    assert float(values['compared']) > 100 and 0.1 < float(values['error rms [rad/s] x']) < 0.3
+    assert float(values['compared']) > 50 and 0.1 < float(values['error rms [rad/s] x']) < 0.3
     errors = np.array([[e.vector.x, e.vector.y, e.vector.z] for e in one.errors])
-    assert len(errors) > 140 and one.errors[0].header.frame_id == 'chip'
+    assert len(errors) > 75 and one.errors[0].header.frame_id == 'chip'
     np.testing.assert_allclose(errors.std(axis=0), 0.2, atol=0.05)
     np.testing.assert_allclose(one.deviations[0].vector.y, 0.2, atol=1e-9)
 

@@ -171,7 +171,7 @@ def calibrate(gyroscope: Gyroscope, gaps: tuple[GapRotation, ...]) -> Calibratio
     return Calibration(
         rotation.as_matrix(), deviation[_ROTATION], float(solution[_OFFSET]),
         float(deviation[_OFFSET]), solution[_BIAS], deviation[_BIAS], scale,
-        scale * deviation[_LOG_SCALE], len(everything), float(1.0 - kept.mean()),
+        scale * deviation[_LOG_SCALE], len(problem.turns), float(1.0 - kept.mean()),
         np.sqrt(np.mean(error_rad_s[kept] ** 2, axis=0)), _warnings(deviation))
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from rosbags.interfaces import Connection
+from rosbags.typesys.store import Typestore
 from scipy.spatial.transform import Rotation, RotationSpline
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError
 from image_as_imu_ros.evaluation.motion_track import MotionTrack
 from image_as_imu_ros.evaluation.report import ESTIMATE_COLUMNS, estimate_row, write_file
 from image_as_imu_ros.evaluation.rosbag_writer import new_bag
-from image_as_imu_ros.evaluation.sources.rosbag import IMU_TYPE, Bag
+from image_as_imu_ros.evaluation.sources.rosbag import IMU_TYPE, Bag, typestore
 from image_as_imu_ros.types import MotionEstimate
 
 FORMATS = {'csv': '.csv', 'tum': '.tum', 'gcsv': '.gcsv', 'bag': '.mcap'}
@@ -147,9 +148,10 @@ def write_bag(track: MotionTrack, source: Path, output: Path, overwrite: bool = 
                 serialization_format=connection.ext.serialization_format,
                 offered_qos_profiles=connection.ext.offered_qos_profiles)
                 for connection in bag.connections}
-            ours = writer.add_connection(IMU_TOPIC, IMU_TYPE, typestore=bag.typestore)
-            added = ((estimate.stamp_ns + delay_ns, ours, bag.typestore.serialize_cdr(
-                _imu(bag, estimate, frame), IMU_TYPE)) for estimate in usable)
+            store = typestore()  # the bag's own has only its types
+            ours = writer.add_connection(IMU_TOPIC, IMU_TYPE, typestore=store)
+            added = ((estimate.stamp_ns + delay_ns, ours, store.serialize_cdr(
+                _imu(store, estimate, frame), IMU_TYPE)) for estimate in usable)
             for time_ns, connection, data in heapq.merge(
                     _copied(bag, copies), added, key=lambda message: message[0]):
                 writer.write(connection, time_ns, data)
@@ -168,9 +170,9 @@ def _delay_ns(bag: Bag, image: Connection) -> int:
     return int(np.median(np.array(recorded_ns) - bag.header_stamps_ns(image)))
 
 
-def _imu(bag: Bag, estimate: MotionEstimate, frame: str) -> object:
+def _imu(store: Typestore, estimate: MotionEstimate, frame: str) -> object:
     """An estimate as the node publishes it (REP-145), for a bag."""
-    types = bag.typestore.types
+    types = store.types
     absent = np.zeros(9)
     absent[0] = -1.0
     vector, time = types['geometry_msgs/msg/Vector3'], types['builtin_interfaces/msg/Time']

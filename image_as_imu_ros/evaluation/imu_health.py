@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from image_as_imu_ros.evaluation.sources.recording import Gyroscope
 
 OFFSET_RANGE_S = 0.2
-OFFSET_STEP_S = 0.002
+OFFSET_STEP_S = 0.004
 MIN_ESTIMATES = 45
 MIN_MOTION_RAD_S = 0.3
 """Rms of the camera's rate about an axis, from which on that axis is judged."""

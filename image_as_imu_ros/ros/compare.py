@@ -201,11 +201,13 @@ def _as_rotation(values: list[float]) -> np.ndarray:
 
     :raises ConfigError: if they are none
     """
-    rotation = np.array(values).reshape(-1, 3)
-    if rotation.shape != (3, 3) or np.linalg.det(rotation) < 0.0 or not np.allclose(
-            rotation @ rotation.T, np.eye(3), atol=1e-3):
-        raise ConfigError(f'rotation: {list(values)} is not a rotation matrix by rows')
-    return rotation
+    rotation = np.array(values)
+    if rotation.size == 9:
+        rotation = rotation.reshape(3, 3)
+        if np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and \
+                np.linalg.det(rotation) > 0.0:
+            return rotation
+    raise ConfigError(f'rotation: {list(values)} is not a rotation matrix by rows')
 
 
 def _values(health: Health) -> dict[str, str]:
