@@ -32,6 +32,8 @@ ARGUMENTS = {
     'camera_info_topic': ('', 'their intrinsics; empty for camera_info beside image_topic'),
     'exposure_topic': ('', 'their exposure times, with use_exposure_topic:=true; '
                            'empty for exposure_time beside image_topic'),
+    'depth_topic': ('', 'their aligned depth, with use_depth_topic:=true; '
+                        'empty for depth beside image_topic'),
 }
 PARAMETERS = {name: describe(entry) for name, _, entry in ros_parameters()
               if name not in ARGUMENTS}
@@ -63,12 +65,13 @@ def start(context: LaunchContext) -> list[Action]:
     image_topic = PurePosixPath(given['image_topic'])
     info_topic = given['camera_info_topic'] or image_topic.with_name('camera_info')
     exposure_topic = given['exposure_topic'] or image_topic.with_name('exposure_time')
+    depth_topic = given['depth_topic'] or image_topic.with_name('depth')
     node = LifecycleNode(
         package=PACKAGE, executable='visual_imu', name='visual_imu',
         namespace=given['namespace'], output='screen',
         parameters=[given['params_file'], overrides],
         remappings=[('image', str(image_topic)), ('camera_info', str(info_topic)),
-                    ('exposure_time', str(exposure_topic))],
+                    ('exposure_time', str(exposure_topic)), ('depth', str(depth_topic))],
         ros_arguments=['--log-level', f'visual_imu:={given["log_level"]}'])
     if given['autostart'].lower() != 'true':
         return [node]

@@ -13,6 +13,7 @@ from image_as_imu_ros.errors import DataFormatError, InputError
 from image_as_imu_ros.estimator import BlurMeasurement, VisualGyroscope
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.geometry.epipolar import refine_rotation
+from image_as_imu_ros.rolling_shutter import effective_gap_s
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import MotionEstimate
 
@@ -23,7 +24,7 @@ class GapRotation:
     Rotation of the camera from the middle of one exposure to that of the next.
 
     `rotation_rad` (3,) is the rotation vector in the earlier camera's axes, `covariance` (3, 3)
-    its own. `exposure_time_s` is the mean of both exposures, 0 where unknown.
+    its own. `exposure_time_s` is 0 where unknown.
     """
 
     start_ns: int
@@ -74,7 +75,7 @@ def track_motion(recording: Recording, gyroscope: VisualGyroscope,
         except InputError as error:
             skipped[str(error)] += 1
             continue
-        gap = _gap(estimator, previous)
+        gap = _gap(estimator, previous, estimates[-1].exposure_time_s)
         if gap is not None:
             gaps.append(gap)
     if not estimates:
@@ -83,7 +84,8 @@ def track_motion(recording: Recording, gyroscope: VisualGyroscope,
     return MotionTrack(stream, tuple(estimates), tuple(gaps), dict(skipped))
 
 
-def _gap(estimator: StreamEstimator, previous: BlurMeasurement | None) -> GapRotation | None:
+def _gap(estimator: StreamEstimator, previous: BlurMeasurement | None,
+         exposure_time_s: float | None) -> GapRotation | None:
     """Rotation since the previous image, if the stream could relate the two."""
     alignment, current = estimator.alignment, estimator.measurement
     if alignment is None:
@@ -94,7 +96,8 @@ def _gap(estimator: StreamEstimator, previous: BlurMeasurement | None) -> GapRot
           for measurement in (previous, current)))
     if refined is None:
         return None
-    exposures_s = [measurement.frame.exposure_time_s or 0.0 for measurement in
-                   (previous, current)]
-    return GapRotation(previous.frame.stamp_ns, current.frame.stamp_ns,
-                       float(np.mean(exposures_s)), *refined)
+    rotation, covariance = refined
+    start_ns, end_ns = previous.frame.stamp_ns, current.frame.stamp_ns
+    gap_s = (end_ns - start_ns) * 1e-9
+    rotation = rotation * (gap_s / effective_gap_s(rotation, gap_s, current.frame))
+    return GapRotation(start_ns, end_ns, exposure_time_s or 0.0, rotation, covariance)
