@@ -34,8 +34,8 @@ PARTS = 20
 """Stretches of the recording whose disagreement tells the deviations."""
 UNCERTAIN_ROTATION_DEG = 3.0
 UNCERTAIN_SCALE = 0.05
-LEFT_HANDED_GAIN = 0.8
-"""A mirrored gyroscope must leave this share of the residual power or less to be reported."""
+MIRRORED_MARGIN, MIRRORED_GAIN = 0.05, 0.8
+"""By how much a mirrored gyroscope must correlate better, and what it may leave of the rest."""
 
 _ROTATION, _OFFSET, _BIAS, _LOG_SCALE = slice(0, 3), 3, slice(4, 7), slice(7, 10)
 _UNITS = np.array([0.01] * 3 + [0.001] + [0.01] * 6)
@@ -178,11 +178,11 @@ def calibrate(gyroscope: Gyroscope, gaps: tuple[GapRotation, ...]) -> Calibratio
 def _covered(gyroscope: Gyroscope, gaps: tuple[GapRotation, ...]) -> list[GapRotation]:
     """Gaps whose neighbourhood the gyroscope has recorded without a hole."""
     margin_ns = round(OFFSET_RANGE_S * 1e9)
+    edges_ns = np.array([(gap.start_ns, gap.end_ns) for gap in gaps], dtype=np.int64)
     inside = np.ones(len(gaps), dtype=bool)
     for shift_ns in range(-margin_ns, margin_ns + 1, max(gyroscope.period_ns * 5, 5_000_000)):
-        for name in ('start_ns', 'end_ns'):
-            stamps_ns = np.array([getattr(gap, name) for gap in gaps], dtype=np.int64)
-            inside &= sync.in_range(gyroscope, stamps_ns + shift_ns)
+        for edge_ns in edges_ns.reshape(-1, 2).T:
+            inside &= sync.in_range(gyroscope, edge_ns + shift_ns)
     found = [gap for gap, usable in zip(gaps, inside) if usable]
     if len(found) < MIN_GAPS:
         raise SynchronizationError(
@@ -215,7 +215,8 @@ def _start(problem: _Problem) -> tuple[np.ndarray, bool]:
             best = np.concatenate([Rotation.from_matrix(rotation).as_rotvec(), [offset_s], bias,
                                    np.zeros(3)])
             score = proper
-            mirrored = 1.0 - any_hand < LEFT_HANDED_GAIN * (1.0 - proper) and any_hand > 0.5
+            mirrored = any_hand > 0.5 and any_hand - proper > MIRRORED_MARGIN \
+                and 1.0 - any_hand < MIRRORED_GAIN * (1.0 - proper)
     if best is None or length < 1e-6:
         raise DataFormatError('nothing moves in the recording; shake the camera about all axes')
     return best, mirrored
