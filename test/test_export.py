@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -47,7 +48,7 @@ def track(gyroscope, blurred_frames) -> MotionTrack:
     from image_as_imu_ros.evaluation.sources.recording import StoredImage
     frames = blurred_frames[:16]
     stream = Stream('camera', tuple(FrameRecord(
-        frame.stamp_ns, frame.intrinsics, frame.exposure_time_s, 0.012) for frame in frames),
+        frame.stamp_ns, frame.intrinsics, frame.exposure_time_s) for frame in frames),
         lambda: (StoredImage(lambda frame=frame: frame.image) for frame in frames), None)
     return track_motion(Recording(Path('swing'), 'sequence', 'full', (stream,), None), gyroscope)
 
@@ -88,7 +89,9 @@ def test_tum_is_the_orientation(track, tmp_path):
 def test_gcsv_is_read_by_gyroflows_parser_in_its_axes(track, tmp_path):
     telemetry_parser = pytest.importorskip('telemetry_parser')
     path = tmp_path / 'swing.gcsv'
-    export.write_gcsv(track, path, 'swing.mp4')
+    records = (replace(track.stream.records[0], readout_time_s=0.012), *track.stream.records[1:])
+    export.write_gcsv(replace(track, stream=replace(track.stream, records=records)), path,
+                      'swing.mp4')
     parser = telemetry_parser.Parser(str(path))
     assert parser.model == 'image as imu ros'
     metadata = parser.telemetry()[0]['Default']['Metadata']
