@@ -52,6 +52,9 @@ class StreamEstimator:
     """
     Joins a camera's images, in time order, into signed motion.
 
+    `alignment` is the motion that was found between the last two images; None where they did not
+    match or the last one began anew.
+
     :param gyroscope: estimates single images; may be shared by several streams
     """
 
@@ -90,11 +93,17 @@ class StreamEstimator:
     def _restart(self) -> None:
         """Forget the motion, not what is known of the camera."""
         self._band_estimator.reset()
+        self.alignment: Alignment | None = None
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._comparison: RelativeBlurSolver | None = None
         self._filter = RotationFilter()
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
+
+    @property
+    def measurement(self) -> BlurMeasurement | None:
+        """What was seen in the last image; None before the first."""
+        return self._previous
 
     def process(self, frame: Frame) -> MotionEstimate:
         """
@@ -155,7 +164,7 @@ class StreamEstimator:
         if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:
             self.bands = self._band_estimator.join(previous, observation, measurement, estimate,
                                                    self._gain)
-        self._previous = measurement
+        self._previous, self.alignment = measurement, alignment
         return estimate
 
     def _learn_gain(self) -> None:

@@ -13,6 +13,8 @@ from image_as_imu_ros.errors import ImageAsImuError
 VERBS = {
     'run': 'angular and linear velocity of one image',
     'evaluate': 'score a recording against its gyroscope',
+    'calibrate': 'mounting, time offset, bias and scale of a gyroscope beside the camera',
+    'export': 'write the motion for other programs: csv, tum, gcsv or a bag',
     'convert': 'write a recording as a rosbag2',
     'strayscanner': 'prepare a StrayScanner folder as the paper does',
     'play': 'publish a rosbag2 over DDS in real time',

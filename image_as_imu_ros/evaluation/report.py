@@ -184,11 +184,12 @@ def _estimates_csv(evaluation: Evaluation) -> str:
     for result in evaluation.streams:
         for estimate in result.estimates:
             if estimate is not None:
-                writer.writerow([*_estimate_row(estimate), result.stream.camera])
+                writer.writerow([*estimate_row(estimate), result.stream.camera])
     return buffer.getvalue()
 
 
-def _estimate_row(estimate: MotionEstimate) -> list[Any]:
+def estimate_row(estimate: MotionEstimate) -> list[Any]:
+    """One line of estimates.csv, but for the camera."""
     exposure = '' if estimate.exposure_time_s is None else f'{estimate.exposure_time_s:.9g}'
     numbers = [*estimate.angular_velocity_rad_s, *estimate.linear_velocity_m_s,
                *(estimate.covariance[row, column] for row, column in _UPPER)]

@@ -5,19 +5,19 @@ Topics: `/camera/image_raw` (or `/camera/image_raw/compressed`), `/camera/camera
 `/camera/exposure_time` (of this package's type ExposureTime), `/imu/data` (the gyroscope in its
 own frame `imu_link`) and `/tf_static` (from `imu_link` to `camera_optical_frame`). Image stamps
 mark the START of the exposure, as most camera drivers do; camera info and exposure carry the
-same stamp. Messages are stored at the time when they would arrive: images when they are read
-out, gyroscope samples at once.
+same stamp. Without a gyroscope the last two are absent. Messages are stored at the time when
+they would arrive: images when they are read out, gyroscope samples at once.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,29 +90,42 @@ def write_rosbag(recording: Recording, output: Path, storage: str | None = None,
     :returns: number of images written; unreadable ones are left out with a warning
     :raises ConfigError: if the output exists, the storage contradicts its suffix or the
         recording has several cameras
-    :raises DataFormatError: if no image can be read or there is no gyroscope
+    :raises DataFormatError: if no image can be read
+    """
+    if len(recording.streams) != 1:
+        raise ConfigError(
+            'a bag takes one camera, but the recording has '
+            f'{", ".join(stream.camera for stream in recording.streams)}; choose by --camera')
+    with new_bag(output, storage, overwrite) as writer:
+        return _write(recording, writer, images, progress)
+
+
+@contextmanager
+def new_bag(output: Path, storage: str | None = None, overwrite: bool = False) -> Iterator[Writer]:
+    """
+    Open a rosbag2 for writing, which appears when it is complete.
+
+    :param output: a .mcap or .db3 file, or a folder to be made
+    :param storage: `mcap` or `sqlite3`; None takes what the output's suffix says, or MCAP
+    :raises ConfigError: if the output exists or the storage contradicts its suffix
     """
     single_file = _SINGLE_FILE_STORAGES.get(output.suffix)
     if storage and single_file and storage != single_file:
         raise ConfigError(f'{output.name} names {single_file} storage, not {storage}')
     storage = storage or single_file or 'mcap'
-    if len(recording.streams) != 1:
-        raise ConfigError(
-            'a bag takes one camera, but the recording has '
-            f'{", ".join(stream.camera for stream in recording.streams)}; choose by --camera')
     if output.exists() and not overwrite:
         raise ConfigError(f'{output} exists; choose another name or --overwrite')
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix='.convert_') as scratch:
         bag = Path(scratch) / (output.stem if single_file else output.name)
-        count = _write(recording, bag, storage, images, progress)
+        with Writer(bag, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
+            yield writer
         if output.is_dir():
             shutil.rmtree(output)
         os.replace(next(bag.glob(f'*{output.suffix}')) if single_file else bag, output)
-    return count
 
 
-def _write(recording: Recording, bag: Path, storage: str, images: str, progress: bool) -> int:
+def _write(recording: Recording, writer: Writer, images: str, progress: bool) -> int:
     """Write all topics in order of arrival; returns the number of images."""
     (stream,) = recording.streams
     gyroscope, R_gyro_camera = _gyroscope(recording, stream)
@@ -120,42 +133,47 @@ def _write(recording: Recording, bag: Path, storage: str, images: str, progress:
         'raw': ('/camera/image_raw', IMAGE_TYPE),
         'compressed': ('/camera/image_raw/compressed', COMPRESSED_IMAGE_TYPE)}[images]
     types = {image_topic: image_type, '/camera/camera_info': CAMERA_INFO_TYPE,
-             '/camera/exposure_time': EXPOSURE_TYPE, '/imu/data': IMU_TYPE, '/tf_static': TF_TYPE}
-    earliest_ns = min(int(gyroscope.t_ns[0]), _start_ns(stream.records[0]))
+             '/camera/exposure_time': EXPOSURE_TYPE}
+    earliest_ns = _start_ns(stream.records[0])
+    if gyroscope is not None:
+        types |= {'/imu/data': IMU_TYPE, '/tf_static': TF_TYPE}
+        earliest_ns = min(int(gyroscope.t_ns[0]), earliest_ns)
     shift_ns = max(0, EARLIEST_STAMP_NS - earliest_ns)
     if shift_ns:
         logger.info('stamps are shifted by %.3f s, so that the first is not before 1 s',
                     shift_ns * 1e-9)
     build = _MessageBuilder(shift_ns)
-    with Writer(bag, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
-        connections = {
-            topic: writer.add_connection(
-                topic, msgtype, typestore=build.store,
-                offered_qos_profiles=[_LATCHED] if topic == '/tf_static' else ())
-            for topic, msgtype in types.items()}
-        static = _Message(earliest_ns, '/tf_static',
-                          build.static_transform(earliest_ns, R_gyro_camera))
-        by_arrival = heapq.merge(
-            (_Message(t_ns, '/imu/data', build.imu(t_ns, rate)) for t_ns, rate in zip(
-                gyroscope.t_ns.tolist(), gyroscope.angular_velocity_rad_s.tolist())),
-            _frame_messages(build, stream, image_topic, images == 'compressed', progress),
-            key=lambda message: message.arrival_ns)
-        count = 0
-        for arrival_ns, topic, content in itertools.chain([static], by_arrival):
-            data = build.store.serialize_cdr(content, types[topic])
-            writer.write(connections[topic], arrival_ns + shift_ns, data)
-            count += topic == image_topic
-        if not count:
-            raise DataFormatError(f'no image of {recording.source} could be read')
+    connections = {
+        topic: writer.add_connection(
+            topic, msgtype, typestore=build.store,
+            offered_qos_profiles=[_LATCHED] if topic == '/tf_static' else ())
+        for topic, msgtype in types.items()}
+    sources = [_frame_messages(build, stream, image_topic, images == 'compressed', progress)]
+    if gyroscope is not None:
+        sources.insert(0, (
+            _Message(t_ns, '/imu/data', build.imu(t_ns, rate)) for t_ns, rate in zip(
+                gyroscope.t_ns.tolist(), gyroscope.angular_velocity_rad_s.tolist())))
+        sources.insert(0, iter([_Message(
+            earliest_ns, '/tf_static', build.static_transform(earliest_ns, R_gyro_camera))]))
+    count = 0
+    for arrival_ns, topic, content in heapq.merge(
+            *sources, key=lambda message: message.arrival_ns):
+        data = build.store.serialize_cdr(content, types[topic])
+        writer.write(connections[topic], arrival_ns + shift_ns, data)
+        count += topic == image_topic
+    if not count:
+        raise DataFormatError(f'no image of {recording.source} could be read')
     return count
 
 
-def _gyroscope(recording: Recording, stream: Stream) -> tuple[Gyroscope, np.ndarray]:
-    """Take the gyroscope, or else the frames' own references as one in the camera's axes."""
+def _gyroscope(recording: Recording, stream: Stream) -> tuple[Gyroscope | None, np.ndarray]:
+    """Take the gyroscope, or the frames' own references as one in the camera's axes, or none."""
     if recording.gyroscope is not None and stream.R_gyro_camera is not None:
         return recording.gyroscope, stream.R_gyro_camera
     known = [record for record in stream.records
              if record.angular_velocity_reference_rad_s is not None]
+    if not known:
+        return None, np.eye(3)
     return Gyroscope(
         np.array([record.stamp_ns for record in known], dtype=np.int64),
         np.array([record.angular_velocity_reference_rad_s for record in known])), np.eye(3)

@@ -283,7 +283,8 @@ class RecordingOptions:
     how far the gyroscope's clock runs ahead of the images', in seconds or AUTO_TIME_OFFSET.
     `intrinsics_px` is fx, fy, cx, cy and distortion coefficients of `plumb_bob`, instead of
     camera info. `stamps` are those of the headers, or `received`, the times of recording. `depth`
-    has depth images used, where the recording has them.
+    has depth images used, where the recording has them. Without `needs_gyroscope`, there need be
+    none; a bag's is not looked for, and `R_gyro_camera` must be given.
     """
 
     image_size: str | None = None
@@ -299,3 +300,4 @@ class RecordingOptions:
     stamps: str = 'header'
     intrinsics_px: tuple[float, ...] | None = None
     depth: bool = False
+    needs_gyroscope: bool = True

@@ -86,9 +86,11 @@ def open_rosbag(source: Path, options: RecordingOptions) -> Recording:
     """
     with Bag(source) as bag:
         images = _image_connections(bag, options)
-        imu = _imu_connection(bag, options)
         skipped: dict[str, int] = {}
-        gyroscope, imu_frame = _read_gyroscope(bag, imu, options.stamps, skipped)
+        gyroscope, imu_frame = None, ''
+        if options.needs_gyroscope:
+            imu = _imu_connection(bag, options)
+            gyroscope, imu_frame = _read_gyroscope(bag, imu, options.stamps, skipped)
         rotations = _read_static_rotations(bag)
         streams = tuple(
             _open_stream(bag, image, rotations, imu_frame, options, skipped)

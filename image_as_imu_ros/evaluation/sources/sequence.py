@@ -95,7 +95,8 @@ def open_sequence(folder: Path, options: RecordingOptions) -> Recording:
         return Stream(camera, records,
                       lambda: (stored_image_file(folder / files[row]) for row in rows), rotation)
 
-    if gyroscope is None and all(reference is None for reference in angular_rad_s):
+    if options.needs_gyroscope and gyroscope is None and all(
+            reference is None for reference in angular_rad_s):
         raise DataFormatError(f'{folder} has neither gyro.csv nor columns wx, wy, wz in '
                               'frames.csv: there is nothing to compare with')
     streams = tuple(stream(name) for name in wanted if rows_of[name])
