@@ -18,13 +18,12 @@ class BlockBootstrap:
 
     Source: Kuensch (1989), doi:10.1214/aos/1176347265; stretches do not overlap here.
 
-    :param stamp_ns: (N,), times of the frames; of several streams, one after the other
+    :param stamp_ns: (N,), times of the frames, N > 0; cameras at the same time count together
     """
 
     def __init__(self, stamp_ns: np.ndarray) -> None:
-        slots = (stamp_ns - stamp_ns.min(initial=0)) // round(BLOCK_S * 1e9)
-        streams = np.cumsum(np.diff(stamp_ns, prepend=stamp_ns[:1]) < 0)
-        _, self._block = np.unique(np.stack([streams, slots]), axis=1, return_inverse=True)
+        slots = (stamp_ns - stamp_ns.min()) // round(BLOCK_S * 1e9)
+        _, self._block = np.unique(slots, return_inverse=True)
         self.count = int(self._block.max(initial=-1)) + 1
         self._times_drawn = np.random.default_rng(SEED).multinomial(
             self.count, np.full(self.count, 1.0 / self.count), size=DRAWS) \

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MODES = ('single', 'stream')
 PROTOCOLS = ('paper', 'interpolated')
 
-_MATCH_TOLERANCE_NS = 1_000_000
+MATCH_TOLERANCE_NS = 1_000_000
 _INTERVAL_TOLERANCE = 1.1
 
 
@@ -164,7 +164,7 @@ def score(estimates: Sequence[MotionEstimate], recording: Recording,
     skipped = Counter(recording.skipped)
     for estimate in estimates:
         nearest = int(np.abs(stamps_ns - estimate.stamp_ns).argmin())
-        if abs(int(stamps_ns[nearest]) - estimate.stamp_ns) <= _MATCH_TOLERANCE_NS:
+        if abs(int(stamps_ns[nearest]) - estimate.stamp_ns) <= MATCH_TOLERANCE_NS:
             matched[nearest] = estimate
         else:
             skipped['estimate has the stamp of no image'] += 1
