@@ -51,7 +51,12 @@ def weights_sha256(name_or_path: str) -> str | None:
     """Hash of a weights file; None where there is no such file."""
     path = Path(name_or_path) if name_or_path.endswith('.safetensors') \
         else SHIPPED / f'{name_or_path}.safetensors'
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return file_sha256(path) if path.is_file() else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def recording_sha256(recording: Recording) -> str:
