@@ -76,7 +76,7 @@ METHODS = tuple(TITLES)
 FOLDER = 'predictions'
 PAPER_PREDICTIONS = 'paper_base_model_predictions.csv'
 
-OWN, ORACLE, STORED = 'own', 'gyroscope, per frame', 'as stored'
+OWN, ORACLE, ORACLE_PER_AXIS = 'own', 'gyroscope, per frame', 'gyroscope, per axis'
 """Whose signs a method has."""
 
 PUBLISHED_ROWS = {'dining': {
@@ -161,14 +161,14 @@ class Predictor:
                  fresh: bool = False, progress: bool = False) -> None:
         self.recording, self.config = recording, config
         self.folder, self.fresh, self.progress = folder / FOLDER, fresh, progress
+        self.reused: set[str] = set()  # methods whose output was there already
         self._recording_sha256 = recording_sha256(recording)
         self._gyroscope: Any = None
 
-    def estimates(self, mode: str) -> tuple[Estimates, bool]:
+    def estimates(self, mode: str) -> Estimates:
         """
         Run the estimator in a mode.
 
-        :returns: its estimates, and whether they were there already
         :raises ImageAsImuError: as `estimate_motion`, or if the weights cannot be used
         """
         config = self.config
@@ -178,23 +178,23 @@ class Predictor:
             'weights_sha256': weights_sha256(config.estimator.weights),
             'config': {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)}})
         if self._kept(path, note):
-            return read_estimates(path, self.recording), True
+            return read_estimates(path, self.recording)
         if self._gyroscope is None:
             from image_as_imu_ros.estimator import VisualGyroscope
             self._gyroscope = VisualGyroscope(config.estimator)
         estimates = estimate_motion(self.recording, self._gyroscope, mode, config.stream,
                                     self.progress)
         write_estimates(path, estimates, note)
-        return estimates, False
+        return estimates
 
     def velocities(self, name: str, code: tuple[str, ...], make: Make, settings: dict[str, Any],
-                   ) -> tuple[tuple[Velocities, ...], dict[str, Any], bool]:
+                   ) -> tuple[tuple[Velocities, ...], dict[str, Any]]:
         """
         Run another method.
 
         :param code: files of the package that it consists of
         :param make: gives a part per stream, and what to remark
-        :returns: the parts, what was noted with them, and whether they were there already
+        :returns: the parts, and what was noted with them
         :raises ImageAsImuError: if the method fails, now or in the earlier run
         """
         path = self.folder / f'{name}.csv'
@@ -203,7 +203,7 @@ class Predictor:
             note = read_note(path)
             if note['failure']:
                 raise DataFormatError(note['failure'])
-            return read_velocities(path, self.recording), note, True
+            return read_velocities(path, self.recording), note
         begin = time.perf_counter()
         try:
             parts, remark = make()
@@ -214,7 +214,7 @@ class Predictor:
         note |= {'failure': '', 'remark': remark, 'ms_per_frame':
                  1e3 * (time.perf_counter() - begin) / self.recording.frame_count}
         write_velocities(path, self.recording, parts, note)
-        return parts, note, False
+        return parts, note
 
     def _note(self, name: str, code: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
         content = {'method': name, 'recording_sha256': self._recording_sha256,
@@ -222,15 +222,16 @@ class Predictor:
         return {**content, 'key': key_of(content)}
 
     def _kept(self, path: Path, note: dict[str, Any]) -> bool:
-        return not self.fresh and read_note(path).get('key') == note['key']
+        kept = not self.fresh and read_note(path).get('key') == note['key']
+        if kept:
+            logger.info('%s: as an earlier run left it, %s', note['method'], path)
+            self.reused.add(note['method'])
+        return kept
 
 
 def evaluate_with_cache(predictor: Predictor, mode: str) -> Evaluation:
     """Estimate, or take what an earlier run has estimated, and score; as `evaluate`."""
-    estimates, cached = predictor.estimates(mode)
-    if cached:
-        logger.info('%s: estimates of an earlier run, %s', mode, predictor.folder)
-    return score_estimates(predictor.recording, mode, estimates)
+    return score_estimates(predictor.recording, mode, predictor.estimates(mode))
 
 
 def run_methods(evaluation: Evaluation, rivals: Rivals, predictor: Predictor) -> list[Method]:
@@ -299,10 +300,13 @@ def _scores(method: Method) -> dict[str, Any]:
             **protocol_scores(samples, protocol, method.mode),
             **interval_scores(samples, protocol, method.mode),
             'frames': int(samples.scorable(protocol).sum()), 'answered': int(answered.sum())}
+    uncertainty = uncertainty_scores(samples, method.mode)
+    if method.signs != OWN:
+        uncertainty['sign_accuracy'] = None
     return {
         **facts, 'predictions': f'{FOLDER}/{method.name}.csv', 'from_cache': method.cached,
         'evaluated': int((samples.has_estimate & samples.scorable('interpolated')).sum()),
-        'protocols': protocols, **uncertainty_scores(samples, method.mode),
+        'protocols': protocols, **uncertainty,
         'ms_per_frame': method.ms_per_frame}
 
 
@@ -341,17 +345,16 @@ def _estimator_run(evaluation: Evaluation, mode: str,
                    predictor: Predictor) -> Callable[[], Method]:
     """This package's estimator in a mode, which the evaluation may have run already."""
     def run() -> Method:
-        recording, cached = evaluation.recording, True
+        recording = evaluation.recording
         results, times = evaluation.streams, evaluation.metrics['frame_ms']
         if mode != evaluation.mode:
-            estimates, cached = predictor.estimates(mode)
-            other = score_estimates(recording, mode, estimates)
+            other = score_estimates(recording, mode, predictor.estimates(mode))
             results, times = other.streams, other.metrics['frame_ms']
         parts = tuple(_with_published(recording, samples_of(recording, result, mode), index)
                       for index, result in enumerate(results))
         remark = 'causal' if mode == 'stream' else 'frames without a signal are left out'
         return Method(mode, TITLES[mode], OWN if mode == 'stream' else ORACLE, parts, remark,
-                      cached=cached, ms_per_frame=times)
+                      cached=mode in predictor.reused, ms_per_frame=times)
     return run
 
 
@@ -424,20 +427,19 @@ def _predictions(predictor: Predictor, name: str, path: Path) -> Method:
                           f'--predictions {name}=FILE')
 
     def make() -> tuple[tuple[Velocities, ...], str]:
-        return read_velocities(path, predictor.recording), (
-            'the sign of each axis was taken from the gyroscope' if path.name == PAPER_PREDICTIONS
-            else f'rows of {path}')
+        return read_velocities(path, predictor.recording), f'rows of {path}'
 
     method = _rival(predictor, name, ('evaluation/predictions.py',), make,
                     {'file_sha256': file_sha256(path)})
-    return replace(method, signs=STORED, ms_per_frame=None)
+    return replace(method, ms_per_frame=None,
+                   signs=ORACLE_PER_AXIS if path.name == PAPER_PREDICTIONS else OWN)
 
 
 def _rival(predictor: Predictor, name: str, code: tuple[str, ...], make: Make,
            settings: dict[str, Any]) -> Method:
     """Run a method that gives velocities alone."""
-    parts, note, cached = predictor.velocities(name, code, make, settings)
+    parts, note = predictor.velocities(name, code, make, settings)
     return Method(name, TITLES.get(name, name), OWN, _samples(predictor.recording, parts),
-                  note['remark'], cached=cached,
+                  note['remark'], cached=name in predictor.reused,
                   ms_per_frame={'mean': note['ms_per_frame']})
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from image_as_imu_ros.evaluation.comparison import ORACLE, PUBLISHED
+from image_as_imu_ros.evaluation.comparison import ORACLE, ORACLE_PER_AXIS, OWN, PUBLISHED
 
 COMPARED_PROTOCOLS = (PUBLISHED, 'interpolated')
 COMPARISON_HEADER = ('method', 'x', 'y', 'z', 'vector', '95 %', 'slope x', 'y', 'z', 'sign right',
                      'coverage', 'NEES', 'answers', 'ms/frame')
+_MARKS = {OWN: '', ORACLE: ' *', ORACLE_PER_AXIS: ' **'}
+MARKS_EXPLAINED = '* sign of each frame, ** of each axis of each frame, from the gyroscope'
 _WIDTHS = (42, 7, 7, 7, 8, 14, 9, 6, 6, 12, 10, 8, 9, 10)
 
 
@@ -31,6 +33,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
             lines.append((row[0].ljust(_WIDTHS[0]) + ''.join(
                 cell.rjust(width) for cell, width in zip(row[1:], _WIDTHS[1:]))).rstrip())
         lines.append('')
+    lines.append(MARKS_EXPLAINED)
     for method in comparison['methods'].values():
         remark = f'failed: {method["failure"]}' if method['failure'] else method['remark']
         if remark:
@@ -53,7 +56,7 @@ def _row(method: dict[str, Any], protocol: str) -> list[str]:
     interval = values['rotation_rmse_vector_95_rad_s']
     times = method['ms_per_frame'] or {}
     return [
-        method['title'] + (', oracle sign' if oracle else ''),
+        f'{method["title"]}{_MARKS[method["signs"]]}',
         *(_short(value) for value in rmse), _short(values['rotation_rmse_vector_rad_s']),
         '-' if interval is None else ' to '.join(map(_short, interval)),
         *(_short(value) for value in values['rotation_slope'] or [None] * 3),

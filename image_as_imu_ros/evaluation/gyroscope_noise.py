@@ -10,9 +10,9 @@ from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.evaluation.evaluate import Samples
 from image_as_imu_ros.evaluation.sources.recording import Gyroscope
 
-STILL_RAD_S = 0.1
-"""Below this rate the camera counts as resting; a hand that holds it still stays below."""
-MIN_STILL_S = 0.5
+STILL_RAD_S = 0.2
+"""Below this rate the camera counts as resting, in a hand too, whose tremor is then noise."""
+MIN_STILL_S = 0.3
 MIN_SAMPLES = 10
 WHITE_SHARE = 0.1
 """Averaging times up to this share of the stretch tell the noise density."""

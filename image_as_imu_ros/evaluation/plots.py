@@ -113,7 +113,7 @@ def error_over_speed(methods: Sequence[tuple[str, str, Samples]]) -> Figure:
         if number == 0:
             axes.plot(speed, error, '.', color=colour, alpha=0.35, markersize=5)
         bounds = metrics.SPEED_STRATA_RAD_S
-        levels = [((low + high) / 2, np.sqrt(np.mean(error[inside] ** 2)))
+        levels = [(speed[inside].mean(), np.sqrt(np.mean(error[inside] ** 2)))
                   for low, high in zip(bounds, bounds[1:])
                   if (inside := (speed >= low) & (speed < high)).any()]
         if levels:

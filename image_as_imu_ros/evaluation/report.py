@@ -22,6 +22,7 @@ from image_as_imu_ros.evaluation.comparison import Method, comparison_of
 from image_as_imu_ros.evaluation.comparison_table import (
     COMPARED_PROTOCOLS,
     COMPARISON_HEADER,
+    MARKS_EXPLAINED,
     comparison_rows,
     text_of,
 )
@@ -51,13 +52,13 @@ _FACTS = ('source', 'kind', 'weights', 'image_size', 'frames', 'evaluated',
           'zero_rotation_rmse_rad_s', 'sign_accuracy', 'coverage_95', 'nees_mean',
           'time_offset_s', 'frame_ms', 'statuses', 'skipped', 'assumptions')
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
   color: #222 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums }
 th { font-weight: 600; border-bottom: 2px solid #999 }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap }
+th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap }
 td { border-bottom: 1px solid #e3e3e3 }
 th:first-child, td:first-child { text-align: left }
 .facts td { white-space: normal; text-align: left; vertical-align: top }
@@ -248,6 +249,7 @@ def _comparison_html(comparison: dict[str, Any]) -> str:
                      '</table></div>')
     remarks = {method['title']: method['failure'] or method['remark']
                for method in comparison['methods'].values()}
+    parts.append(f'<p>{MARKS_EXPLAINED}.</p>')
     parts.append(_facts_html({name: remark for name, remark in remarks.items() if remark}))
     published = comparison['published']
     if published:
