@@ -43,13 +43,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     """Errors that are alike for 0.3 s; a bootstrap of single frames would be far too sure."""
     stamps_ns = np.arange(900) * 33_333_333
     held, width = 0, []
-    for seed in range(200):
+    for seed in range(100):
         steps = np.random.default_rng(seed).standard_normal((100, 1))
         values = np.repeat(steps, 9, axis=0)
         (low, high), = BlockBootstrap(stamps_ns).ratio_interval(values)
         held += low <= 0.0 <= high
         width.append(high - low)
-    assert 0.86 <= held / 200 <= 0.99
+    assert 0.86 <= held / 100 <= 0.99
     assert np.mean(width) == pytest.approx(2 * 1.96 / 100 ** 0.5, rel=0.15)
 
 

@@ -132,7 +132,7 @@ def write_estimates(path: Path, estimates: Estimates, note: dict[str, Any]) -> N
                 int(estimate.sign_resolved), estimate.status.name,
                 *(_cell(estimate.covariance[entry]) for entry in UPPER)])
     note = {**note, 'skipped': estimates.skipped,
-            'times_ms': [round(time_ms, 3) for time_ms in estimates.times_ms]}
+            'times_ms': estimates.times_ms}
     _write(path, note, _ESTIMATE_COLUMNS, rows)
 
 
