@@ -23,7 +23,7 @@ from image_as_imu_ros.errors import (
     ImageAsImuError,
     SynchronizationError,
 )
-from image_as_imu_ros.evaluation import sync
+from image_as_imu_ros.evaluation import metrics, sync
 from image_as_imu_ros.evaluation.evaluate import (
     MODES,
     PROTOCOLS,
@@ -299,7 +299,11 @@ def _scores(method: Method) -> dict[str, Any]:
         protocols[protocol] = {
             **protocol_scores(samples, protocol, method.mode),
             **interval_scores(samples, protocol, method.mode),
-            'frames': int(samples.scorable(protocol).sum()), 'answered': int(answered.sum())}
+            'frames': int(samples.scorable(protocol).sum()), 'answered': int(answered.sum()),
+            'rotation_rmse_of_answers_rad_s': metrics.rmse(
+                samples.signed(method.mode, protocol)[answered],
+                samples.angular_references_rad_s[protocol][answered]).tolist()
+            if answered.any() else None}
     uncertainty = uncertainty_scores(samples, method.mode)
     if method.signs != OWN:
         uncertainty['sign_accuracy'] = None

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.errors import InputError
-from image_as_imu_ros.evaluation import metrics
 from image_as_imu_ros.evaluation.evaluate import Evaluation, counts_as_estimate, samples_of
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.types import CameraIntrinsics, MotionEstimate
@@ -47,10 +46,7 @@ def worst_frames(evaluation: Evaluation, scene_depth_m: float,
     """
     samples = samples_of(evaluation.recording, evaluation.streams[0], evaluation.mode)
     reference = samples.angular_references_rad_s['interpolated']
-    estimate = samples.angular_rad_s
-    if evaluation.mode == 'single':
-        estimate = estimate * metrics.oracle_signs(estimate, np.nan_to_num(reference))
-    error = np.linalg.norm(estimate - reference, axis=1)
+    error = np.linalg.norm(samples.signed(evaluation.mode) - reference, axis=1)
     known = [row for row in _estimates(evaluation) if np.isfinite(error[row])]
     chosen = set(sorted(known, key=lambda row: -error[row])[:count])
     tiles = _tiles(evaluation, chosen, scene_depth_m, reference)

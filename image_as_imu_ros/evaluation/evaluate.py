@@ -74,6 +74,13 @@ class Samples:
         """Which frames have a reference within the gyroscope's record, (N,) bool."""
         return np.isfinite(self.angular_references_rad_s[protocol]).all(axis=1)
 
+    def signed(self, mode: str, protocol: str = 'interpolated') -> np.ndarray:
+        """Angular velocities, (N, 3) rad/s, in single mode with the reference's signs."""
+        if mode == 'stream':
+            return self.angular_rad_s
+        reference = np.nan_to_num(self.angular_references_rad_s[protocol])
+        return self.angular_rad_s * metrics.oracle_signs(self.angular_rad_s, reference)
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -28,19 +28,11 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def signed(samples: Samples, mode: str, protocol: str = 'interpolated') -> np.ndarray:
-    """Angular velocities, (N, 3), with the gyroscope's signs in single mode."""
-    if mode == 'stream':
-        return samples.angular_rad_s
-    reference = np.nan_to_num(samples.angular_references_rad_s[protocol])
-    return samples.angular_rad_s * metrics.oracle_signs(samples.angular_rad_s, reference)
-
-
 def angular_velocity(evaluation: Evaluation, result: StreamEstimates) -> Figure:
     """Plot one stream's estimates with their 95 % band over the reference, axis by axis."""
     recording = evaluation.recording
     samples = samples_of(recording, result, evaluation.mode)
-    estimate = signed(samples, evaluation.mode)
+    estimate = samples.signed(evaluation.mode)
     band = metrics.NORMAL_95 * np.sqrt(np.diagonal(samples.covariance, axis1=1, axis2=2))
     figure, rows, t_s = _over_time(evaluation, result, samples, estimate)
     for axis, axes in enumerate(rows):
@@ -63,9 +55,9 @@ def rivals_over_time(evaluation: Evaluation,
     """
     result = evaluation.streams[0]
     own = samples_of(evaluation.recording, result, evaluation.mode)
-    figure, rows, t_s = _over_time(evaluation, result, own, signed(own, evaluation.mode))
+    figure, rows, t_s = _over_time(evaluation, result, own, own.signed(evaluation.mode))
     for number, (title, mode, samples) in enumerate(rivals):
-        rates = signed(samples, mode)
+        rates = samples.signed(mode)
         for axis, axes in enumerate(rows):
             axes.plot(t_s, rates[:, axis], linewidth=1.1, color=COLOURS[number % len(COLOURS)],
                       linestyle=DASHES[number // len(COLOURS) % len(DASHES)], label=title)
@@ -103,7 +95,7 @@ def error_over_speed(methods: Sequence[tuple[str, str, Samples]]) -> Figure:
     top = 1.0
     for number, (title, mode, samples) in enumerate(methods):
         reference = samples.angular_references_rad_s['interpolated']
-        rates = signed(samples, mode)
+        rates = samples.signed(mode)
         if mode == 'stream':
             rates = np.where(samples.has_estimate[:, None], rates, 0.0)
         known = np.isfinite(reference).all(axis=1) & np.isfinite(rates).all(axis=1)
@@ -135,7 +127,7 @@ def consistency(samples: Samples, mode: str) -> Figure:
     reference = samples.angular_references_rad_s['interpolated']
     rows = (np.isfinite(reference).all(axis=1) & samples.has_estimate
             & np.isfinite(samples.covariance).all(axis=(1, 2)))
-    error = (signed(samples, mode) - reference)[rows]
+    error = (samples.signed(mode) - reference)[rows]
     covariance = samples.covariance[rows]
     nees = np.einsum('ni,ni->n', error, np.linalg.solve(covariance, error[..., None])[..., 0])
     t_s = (samples.stamp_ns[rows] - samples.stamp_ns.min()) * 1e-9

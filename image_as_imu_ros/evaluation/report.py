@@ -55,7 +55,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
   color: #222 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; font-size: .85rem }
+.wide th, .wide td { padding: .25rem .4rem }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums }
 th { font-weight: 600; border-bottom: 2px solid #999 }
 th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap }
@@ -254,5 +255,7 @@ def _comparison_html(comparison: dict[str, Any]) -> str:
     published = comparison['published']
     if published:
         parts.append(f'<p>Published, not run here: {html.escape(published["source"])}</p>'
-                     + _facts_html(published['rotation_rmse_rad_s']))
+                     + _facts_html({name: 'failed' if values is None
+                                    else ', '.join(f'{value:.2f}' for value in values)
+                                    for name, values in published['rotation_rmse_rad_s'].items()}))
     return ''.join(parts)

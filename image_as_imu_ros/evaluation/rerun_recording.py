@@ -12,7 +12,7 @@ from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.evaluation.comparison import Method
 from image_as_imu_ros.evaluation.contact_sheet import UNKNOWN_EXPOSURE_S
 from image_as_imu_ros.evaluation.evaluate import Evaluation, StreamEstimates, samples_of
-from image_as_imu_ros.evaluation.plots import AXES, signed
+from image_as_imu_ros.evaluation.plots import AXES
 from image_as_imu_ros.evaluation.sources.image_files import read_image_file
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 
@@ -75,10 +75,10 @@ def _log_rates(log, evaluation: Evaluation, result: StreamEstimates, index: int,
                methods: Sequence[Method]) -> None:
     """Angular velocity of the estimate, its deviation, the reference and the other methods."""
     samples = samples_of(evaluation.recording, result, evaluation.mode)
-    curves = {'estimate': signed(samples, evaluation.mode),
+    curves = {'estimate': samples.signed(evaluation.mode),
               'reference': samples.angular_references_rad_s['interpolated'],
               'estimate_sigma': np.sqrt(np.diagonal(samples.covariance, axis1=1, axis2=2))}
-    curves |= {method.name: signed(method.parts[index], method.mode) for method in methods
+    curves |= {method.name: method.parts[index].signed(method.mode) for method in methods
                if not method.failure and method.name != evaluation.mode}
     for name, rates in curves.items():
         _log_curve(log, f'{name}/{index}', samples.stamp_ns, rates)
