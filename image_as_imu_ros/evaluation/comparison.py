@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +57,10 @@ from image_as_imu_ros.evaluation.provenance import (
     versions,
     weights_sha256,
 )
-from image_as_imu_ros.evaluation.sources.recording import Recording
+from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
+
+if TYPE_CHECKING:
+    from image_as_imu_ros.estimator import VisualGyroscope
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +166,7 @@ class Predictor:
         self.folder, self.fresh, self.progress = folder / FOLDER, fresh, progress
         self.reused: set[str] = set()  # methods whose output was there already
         self._recording_sha256 = recording_sha256(recording)
-        self._gyroscope: Any = None
+        self._gyroscope: VisualGyroscope | None = None
 
     def estimates(self, mode: str) -> Estimates:
         """
@@ -414,7 +417,7 @@ def _trajectory_run(predictor: Predictor, name: str, path: Path) -> Callable[[],
     return run
 
 
-def _from_trajectory(path: Path, stream: Any) -> Velocities:
+def _from_trajectory(path: Path, stream: Stream) -> Velocities:
     from image_as_imu_ros.evaluation.trajectory import read_trajectory, trajectory_velocities
     angular, linear = trajectory_velocities(read_trajectory(path), stream)
     return Velocities(angular @ rotation_of(stream).T, linear)

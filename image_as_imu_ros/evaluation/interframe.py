@@ -8,6 +8,7 @@ essential matrix (docs/baselines.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -103,7 +104,8 @@ def _aligning(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
 
 
-def _features(detector: cv2.ORB, record: FrameRecord, decode) -> _Features | None:
+def _features(detector: cv2.ORB, record: FrameRecord,
+              decode: Callable[[], np.ndarray]) -> _Features | None:
     """Detect features; None where the image cannot be read or has too few."""
     try:
         frame = record.with_image(decode())

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from image_as_imu_ros import __version__
 from image_as_imu_ros.evaluation.sources.recording import Recording
 from image_as_imu_ros.model.weights import SHIPPED
@@ -21,14 +23,14 @@ ESTIMATING_CODE = ('estimator.py', 'stream.py', 'types.py', 'image_decoding.py',
 """Files and folders of the package that estimates depend on."""
 
 _DISTRIBUTIONS = {'numpy': 'numpy', 'scipy': 'scipy', 'torch': 'torch', 'timm': 'timm',
-                  'opencv': 'opencv-python-headless', 'matplotlib': 'matplotlib', 'evo': 'evo',
-                  'pycolmap': 'pycolmap', 'allantools': 'AllanTools'}
+                  'matplotlib': 'matplotlib', 'evo': 'evo', 'pycolmap': 'pycolmap',
+                  'allantools': 'AllanTools'}
 
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that figures depend on."""
     found = {'image_as_imu_ros': __version__, 'python': platform.python_version(),
-             'system': platform.platform()}
+             'system': platform.platform(), 'opencv': cv2.__version__}
     for name, distribution in _DISTRIBUTIONS.items():
         try:
             found[name] = importlib.metadata.version(distribution)

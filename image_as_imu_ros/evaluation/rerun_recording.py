@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,6 +16,9 @@ from image_as_imu_ros.evaluation.evaluate import Evaluation, StreamEstimates, sa
 from image_as_imu_ros.evaluation.plots import AXES
 from image_as_imu_ros.evaluation.sources.image_files import read_image_file
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+
+if TYPE_CHECKING:
+    from rerun import RecordingStream
 
 TIMELINE = 'time'
 ARROW_STRIDE_SHARE = 10
@@ -41,8 +45,8 @@ def write_rerun(evaluation: Evaluation, methods: Sequence[Method], path: Path,
         _log_gyroscope(log, evaluation)
 
 
-def _log_images(log, evaluation: Evaluation, result: StreamEstimates, entity: str,
-                scene_depth_m: float) -> None:
+def _log_images(log: RecordingStream, evaluation: Evaluation, result: StreamEstimates,
+                entity: str, scene_depth_m: float) -> None:
     """Images, their depth, and the path of scene points during the exposure."""
     import rerun
     for row, (record, stored) in enumerate(zip(result.stream.records, result.stream.read())):
@@ -71,8 +75,8 @@ def _log_images(log, evaluation: Evaluation, result: StreamEstimates, entity: st
         log.log(f'{entity}/flow', rerun.Arrows2D(vectors=paths, origins=points - 0.5 * paths))
 
 
-def _log_rates(log, evaluation: Evaluation, result: StreamEstimates, index: int,
-               methods: Sequence[Method]) -> None:
+def _log_rates(log: RecordingStream, evaluation: Evaluation, result: StreamEstimates,
+               index: int, methods: Sequence[Method]) -> None:
     """Angular velocity of the estimate, its deviation, the reference and the other methods."""
     samples = samples_of(evaluation.recording, result, evaluation.mode)
     curves = {'estimate': samples.signed(evaluation.mode),
@@ -84,14 +88,15 @@ def _log_rates(log, evaluation: Evaluation, result: StreamEstimates, index: int,
         _log_curve(log, f'{name}/{index}', samples.stamp_ns, rates)
 
 
-def _log_gyroscope(log, evaluation: Evaluation) -> None:
+def _log_gyroscope(log: RecordingStream, evaluation: Evaluation) -> None:
     """All samples of the gyroscope."""
     gyroscope = evaluation.recording.gyroscope
     if gyroscope is not None:
         _log_curve(log, 'gyroscope', gyroscope.t_ns, gyroscope.angular_velocity_rad_s)
 
 
-def _log_curve(log, name: str, stamps_ns: np.ndarray, rates_rad_s: np.ndarray) -> None:
+def _log_curve(log: RecordingStream, name: str, stamps_ns: np.ndarray,
+               rates_rad_s: np.ndarray) -> None:
     """One scalar per axis and known value, under `angular_velocity/AXIS/NAME`."""
     import rerun
     known = np.isfinite(rates_rad_s).all(axis=1)
