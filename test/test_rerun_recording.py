@@ -1,7 +1,9 @@
 """The recording for the Rerun viewer, read back by its own tool."""
 
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,17 @@ def test_images_flow_estimate_and_reference_are_on_one_timeline(sequence_folder:
     write_rerun(evaluation, (), path, 2.0)
     tool = [Path(sys.executable).parent / 'rerun', 'rrd']
     subprocess.run([*tool, 'verify', path], check=True, timeout=120)
-    printed = subprocess.run([*tool, 'print', path], check=True, timeout=120, text=True,
-                             capture_output=True).stdout
+
+    def printed(*options: str) -> str:
+        return subprocess.run([*tool, 'print', *options, path], check=True, timeout=120,
+                              text=True, capture_output=True).stdout
+
+    rows = Counter()
+    for count, entity in re.findall(r'with (\d+) rows .* - (/\S+) - data', printed()):
+        rows[entity] += int(count)
     for entity in ('/camera/0', '/camera/0/flow', '/angular_velocity/x/estimate/0',
-                   '/angular_velocity/z/reference/0', '/angular_velocity/y/gyroscope'):
-        lines = [line for line in printed.splitlines() if f'{entity} ' in f'{line} ']
-        assert lines, (entity, printed)
-        assert all('time' in line for line in lines)
+                   '/angular_velocity/z/reference/0'):
+        assert rows[entity] == 24, rows
+    assert rows['/angular_velocity/y/gyroscope'] == len(recording.gyroscope.t_ns)
+    for entity in ('/camera/0/flow', '/angular_velocity/x/estimate/0'):
+        assert 'index_name: time' in printed('-vv', '--entity', entity)
