@@ -1,16 +1,21 @@
 """Scoring of estimates that are known, and the files that come of it."""
 
 import csv
+import html
 import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from image_as_imu_ros.config import StreamConfig
+from image_as_imu_ros.config import StreamConfig, VisualImuConfig
 from image_as_imu_ros.errors import ConfigError, SynchronizationError
 from image_as_imu_ros.evaluation import sync
+from image_as_imu_ros.evaluation.comparison import Predictor, rivals_of, run_methods
 from image_as_imu_ros.evaluation.evaluate import Evaluation, evaluate, score
 from image_as_imu_ros.evaluation.report import table_of, write_report
 from image_as_imu_ros.evaluation.sources import open_recording
@@ -21,6 +26,7 @@ CAMERA = CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
 R_GYRO_CAMERA = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 SIGMA_RAD_S = 0.2
 PERIOD_NS = 10_000_000
+PLOTS = ('angular_velocity.png', 'consistency.png', 'error_over_speed.png', 'gain.png')
 
 
 def make_recording(frames: int = 60, **changes) -> Recording:
@@ -198,10 +204,12 @@ def test_report_holds_every_promised_figure(evaluation: Evaluation, tmp_path: Pa
             'rotation_rmse_bias_removed_rad_s', 'translation_rmse_m_s',
             'translation_rmse_oracle_sign_m_s', 'oracle_sign_by_speed'}
         assert all(len(numbers) == 3 for numbers in values.values())
-    for name in ('angular_velocity.png', 'gain.png'):
+    assert summary['intervals'].keys() == summary['protocols'].keys()
+    assert summary['versions']['numpy'] == np.__version__
+    for name in PLOTS:
         assert (folder / name).read_bytes().startswith(b'\x89PNG')
     page = (folder / 'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 2
+    assert page.count('data:image/png;base64,') == len(PLOTS)
     assert 'http' not in page
     assert 'interpolated: slope' in table_of(summary)
 
@@ -228,9 +236,8 @@ def test_report_replaces_its_own_files_alone(evaluation: Evaluation, tmp_path: P
     (tmp_path / 'notes.txt').write_text('mine')
     write_report(evaluation, tmp_path, 'compact', {})
     write_report(evaluation, tmp_path, 'compact', {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'angular_velocity.png', 'estimates.csv', 'gain.png', 'notes.txt', 'report.html',
-        'summary.json']
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*PLOTS, 'estimates.csv', 'notes.txt', 'report.html', 'summary.json'])
 
 
 def test_smoothing_gives_every_frame_its_own_later_and_better_estimate(
@@ -245,3 +252,50 @@ def test_smoothing_gives_every_frame_its_own_later_and_better_estimate(
     errors = [np.linalg.norm(each.metrics['protocols']['interpolated']['rotation_rmse_rad_s'])
               for each in (causal, smoothed)]
     assert errors[1] < errors[0]
+
+
+def find_browser() -> str:
+    """A browser that runs without a screen; skips where there is none."""
+    for name in ('chromium', 'chromium-browser', 'google-chrome'):
+        if shutil.which(name):
+            return name
+    pytest.skip('no chromium or google-chrome is installed')
+
+
+def test_a_browser_shows_the_whole_report(sequence_folder: Path, tmp_path: Path):
+    """All pictures load, no script or style is missing, nothing but tables may scroll."""
+    browser = find_browser()
+    recording = open_recording(sequence_folder)
+    stamps_ns = np.array([record.stamp_ns for record in recording.streams[0].records])
+    rates = sync.interpolated(recording.gyroscope, stamps_ns)
+    covariance = np.diag([1.0] * 3 + [SIGMA_RAD_S**2] * 3)
+    evaluation = score([MotionEstimate(
+        int(stamp_ns), 0.01, 1.1 * rate, np.zeros(3), covariance, True, 5.0, 0.8, 7.0, 0.9,
+        EstimateStatus.OK) for stamp_ns, rate in zip(stamps_ns, rates)], recording)
+    rivals = rivals_of(sequence_folder, False, ('zero', 'interframe'), (), ())
+    methods = run_methods(evaluation, rivals,
+                          Predictor(recording, VisualImuConfig(), tmp_path / 'report'))
+    write_report(evaluation, tmp_path / 'report', 'compact', {}, methods, 'the <command>')
+    page = (tmp_path / 'report' / 'report.html').read_text()
+    probe = tmp_path / 'probe.html'
+    probe.write_text(page + """<script>
+        const pictures = [...document.images];
+        document.title = JSON.stringify({
+            pictures: pictures.length,
+            loaded: pictures.filter(image => image.complete && image.naturalWidth > 300).length,
+            rows: document.querySelectorAll('table')[0].rows.length,
+            overflow: document.documentElement.scrollWidth > window.innerWidth,
+            text: document.body.innerText.includes('the <command>')});
+        </script>""")
+    screenshot = tmp_path / 'screenshot.png'
+    result = subprocess.run(
+        [browser, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1300,3000',
+         f'--user-data-dir={tmp_path / "profile"}', f'--screenshot={screenshot}', '--dump-dom',
+         probe.as_uri()],
+        capture_output=True, text=True, timeout=170, check=False)
+    found = re.search(r'<title>(.*?)</title>', result.stdout, re.S)
+    assert found, result.stderr[-2000:]
+    count = page.count('data:image/png')
+    assert json.loads(html.unescape(found.group(1))) == {
+        'pictures': count, 'loaded': count, 'rows': 4, 'overflow': False, 'text': True}
+    assert 'worst_frames.png' in page and 'methods.png' in page

@@ -34,7 +34,8 @@ ROSDEP_KEYS = {'cv2': 'python3-opencv', 'matplotlib': 'python3-matplotlib',
                'torch': 'python3-torch', 'tqdm': 'python3-tqdm', 'yaml': 'python3-yaml'}
 BROUGHT_BY_TIMM = {'safetensors'}  # which has no rosdep key of its own
 # what nobody needs who only uses the trained network
-EXTRAS = {'accelerate': 'train', 'embreex': 'rooms'}
+EXTRAS = {'accelerate': 'train', 'embreex': 'rooms', 'allantools': 'evaluation',
+          'evo': 'evaluation', 'pycolmap': 'evaluation', 'rerun': 'rerun'}
 
 
 def third_party_imports() -> set[str]:

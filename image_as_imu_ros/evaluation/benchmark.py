@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from image_as_imu_ros import __version__
 from image_as_imu_ros.config import VisualImuConfig
 from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.evaluation.provenance import versions
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.model.reference import ReferenceNetwork, random_state
 from image_as_imu_ros.stream import StreamEstimator
@@ -83,9 +83,7 @@ def _timed(config: VisualImuConfig, mode: str, size: tuple[int, int], images: li
         'mode': mode, 'image_size': f'{size[0]}x{size[1]}', 'images': len(images) - warm_up,
         'weights': config.estimator.weights, 'device': gyroscope.device,
         'machine': machine(gyroscope.device), 'threads': torch.get_num_threads(),
-        'versions': {'image_as_imu_ros': __version__, 'torch': torch.__version__,
-                     'opencv': cv2.__version__, 'numpy': np.__version__,
-                     'python': platform.python_version()},
+        'versions': versions(),
         'ms': {stage: dict(zip(('p50', 'p95', 'p99'),
                                np.percentile(durations, (50, 95, 99)).round(2).tolist()))
                for stage, durations in stages.items()}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from image_as_imu_ros.evaluation.evaluate import Evaluation, samples_of
+from image_as_imu_ros.errors import InputError
+from image_as_imu_ros.evaluation.evaluate import Evaluation, counts_as_estimate, samples_of
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.types import CameraIntrinsics, MotionEstimate
 
@@ -28,31 +29,82 @@ def contact_sheet(evaluation: Evaluation, scene_depth_m: float) -> np.ndarray:
     :param scene_depth_m: distance at which the estimates' linear velocities hold
     :returns: (H, W, 3) uint8 RGB
     """
-    result = evaluation.streams[0]
-    samples = samples_of(evaluation.recording, result, evaluation.mode)
-    angular = samples.angular_rad_s
-    reference = samples.angular_references_rad_s['interpolated']
-    estimates = {row: estimate for row, estimate in enumerate(result.estimates)
-                 if estimate is not None and samples.has_estimate[row]}
+    estimates = _estimates(evaluation)
     chosen = {max(stretch, key=lambda row: estimates[row].blur_extent_px)
               for stretch in np.array_split(list(estimates), COLUMNS * ROWS) if len(stretch)}
-    start_ns = samples.stamp_ns[0]
+    return _laid_out(_tiles(evaluation, chosen, scene_depth_m))
+
+
+def worst_frames(evaluation: Evaluation, scene_depth_m: float,
+                 count: int = COLUMNS * 2) -> np.ndarray | None:
+    """
+    Lay out the frames of the first stream with the largest errors, in time order.
+
+    White arrows are the paths under the gyroscope's rotation.
+
+    :returns: as `contact_sheet`; None where no such frame can be read
+    """
+    samples = samples_of(evaluation.recording, evaluation.streams[0], evaluation.mode)
+    reference = samples.angular_references_rad_s['interpolated']
+    error = np.linalg.norm(samples.signed(evaluation.mode) - reference, axis=1)
+    known = [row for row in _estimates(evaluation) if np.isfinite(error[row])]
+    chosen = set(sorted(known, key=lambda row: -error[row])[:count])
+    tiles = _tiles(evaluation, chosen, scene_depth_m, reference)
+    return _laid_out(tiles) if tiles else None
+
+
+def _estimates(evaluation: Evaluation) -> dict[int, MotionEstimate]:
+    """Estimates of the first stream that count, by row."""
+    return {row: estimate for row, estimate in enumerate(evaluation.streams[0].estimates)
+            if estimate is not None and counts_as_estimate(estimate, evaluation.mode)}
+
+
+def _tiles(evaluation: Evaluation, chosen: set[int], scene_depth_m: float,
+           drawn_reference_rad_s: np.ndarray | None = None) -> list[np.ndarray]:
+    """Pictures with captions of some rows of the first stream; unreadable ones are left out."""
+    result = evaluation.streams[0]
+    rotation = np.eye(3) if result.stream.R_gyro_camera is None else result.stream.R_gyro_camera
+    samples = samples_of(evaluation.recording, result, evaluation.mode)
+    reference = samples.angular_references_rad_s['interpolated']
     tiles = []
     for row, stored in enumerate(result.stream.read()):
         if row not in chosen:
             continue
-        picture = _with_arrows(stored.decode(), result.stream.records[row].intrinsics,
-                               estimates[row], scene_depth_m)
+        try:
+            image = stored.decode()
+        except InputError:
+            continue
+        estimate, angular = result.estimates[row], samples.angular_rad_s[row]
+        if evaluation.mode == 'single' and angular @ np.nan_to_num(reference[row]) < 0.0:
+            estimate, angular = estimate.negated(), -angular
+        motions = [(np.concatenate([estimate.angular_velocity_rad_s,
+                                    estimate.linear_velocity_m_s / scene_depth_m]), ARROW_COLOUR)]
+        if drawn_reference_rad_s is not None:
+            motions.insert(0, (np.concatenate([rotation.T @ drawn_reference_rad_s[row],
+                                               np.zeros(3)]), REFERENCE_COLOUR))
+        picture = with_arrows(image, result.stream.records[row].intrinsics, motions,
+                              estimate.exposure_time_s or UNKNOWN_EXPOSURE_S)
         tiles.append(np.concatenate([picture, _caption(
-            (samples.stamp_ns[row] - start_ns) * 1e-9, angular[row], reference[row])]))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
+            (samples.stamp_ns[row] - samples.stamp_ns[0]) * 1e-9, angular, reference[row])]))
+    return tiles
+
+
+def _laid_out(tiles: list[np.ndarray]) -> np.ndarray:
+    """Put tiles into rows of COLUMNS."""
+    tiles = tiles + [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
     return np.concatenate([np.concatenate(tiles[first:first + COLUMNS], axis=1)
                            for first in range(0, len(tiles), COLUMNS)])
 
 
-def _with_arrows(image: np.ndarray, intrinsics: CameraIntrinsics, estimate: MotionEstimate,
-                 scene_depth_m: float) -> np.ndarray:
-    """Enlarge or shrink an image to a tile and draw the motion field."""
+def with_arrows(image: np.ndarray, intrinsics: CameraIntrinsics,
+                motions: list[tuple[np.ndarray, tuple[int, int, int]]],
+                exposure_time_s: float) -> np.ndarray:
+    """
+    Enlarge or shrink an image to a tile and draw the motion fields over an exposure.
+
+    :param motions: (w, v / Z), (6,) per second, each with the colour of its arrows
+    :returns: (H, W, 3) uint8 RGB
+    """
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.ndim == 2:
@@ -61,18 +113,21 @@ def _with_arrows(image: np.ndarray, intrinsics: CameraIntrinsics, estimate: Moti
     tile = cv2.resize(image, (TILE_WIDTH_PX, height), interpolation=cv2.INTER_AREA
                       if TILE_WIDTH_PX < intrinsics.width_px else cv2.INTER_CUBIC)
     intrinsics = intrinsics.resized(TILE_WIDTH_PX, height)
-    motion = np.concatenate([estimate.angular_velocity_rad_s,
-                             estimate.linear_velocity_m_s / scene_depth_m])
     points = pixel_grid(TILE_WIDTH_PX, height, TILE_WIDTH_PX // ARROWS_PER_ROW).reshape(-1, 2)
-    paths = motion_field_matrix(points, intrinsics) @ motion * (
-        estimate.exposure_time_s or UNKNOWN_EXPOSURE_S)
-    for colour, thickness in ((SHADOW, 4), (ARROW_COLOUR, 2)):
-        for point, path in zip(points, paths):
-            tail, head = (np.rint(point + side * path).astype(int).tolist()
-                          for side in (-0.5, 0.5))
-            cv2.arrowedLine(tile, tail, head, colour, thickness, cv2.LINE_AA,
-                            tipLength=min(0.4, 6 / max(float(np.linalg.norm(path)), 1e-6)))
+    for motion, arrow_colour in motions:
+        paths = motion_field_matrix(points, intrinsics) @ motion * exposure_time_s
+        for colour, thickness in ((SHADOW, 4), (arrow_colour, 2)):
+            _draw(tile, points, paths, colour, thickness)
     return tile
+
+
+def _draw(tile: np.ndarray, points: np.ndarray, paths: np.ndarray, colour: tuple[int, int, int],
+          thickness: int) -> None:
+    """Draw one arrow per point, its middle there."""
+    for point, path in zip(points, paths):
+        tail, head = (np.rint(point + side * path).astype(int).tolist() for side in (-0.5, 0.5))
+        cv2.arrowedLine(tile, tail, head, colour, thickness, cv2.LINE_AA,
+                        tipLength=min(0.4, 6 / max(float(np.linalg.norm(path)), 1e-6)))
 
 
 def _caption(time_s: float, angular_rad_s: np.ndarray, reference_rad_s: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError, SynchronizationError
-from image_as_imu_ros.evaluation import metrics, sync
+from image_as_imu_ros.evaluation import bootstrap, metrics, sync
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.types import EstimateStatus, MotionEstimate
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MODES = ('single', 'stream')
 PROTOCOLS = ('paper', 'interpolated')
 
-_MATCH_TOLERANCE_NS = 1_000_000
+MATCH_TOLERANCE_NS = 1_000_000
 _INTERVAL_TOLERANCE = 1.1
 
 
@@ -38,6 +38,15 @@ class StreamEstimates:
 
     stream: Stream
     estimates: tuple[MotionEstimate | None, ...]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """All that the estimator said of a recording, and how long each frame took it."""
+
+    streams: tuple[StreamEstimates, ...]
+    times_ms: tuple[float, ...]
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,13 @@ class Samples:
         """Which frames have a reference within the gyroscope's record, (N,) bool."""
         return np.isfinite(self.angular_references_rad_s[protocol]).all(axis=1)
 
+    def signed(self, mode: str, protocol: str = 'interpolated') -> np.ndarray:
+        """Angular velocities, (N, 3) rad/s, in single mode with the reference's signs."""
+        if mode == 'stream':
+            return self.angular_rad_s
+        reference = np.nan_to_num(self.angular_references_rad_s[protocol])
+        return self.angular_rad_s * metrics.oracle_signs(self.angular_rad_s, reference)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -81,6 +97,19 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
     """
     Estimate the motion of every frame and score it.
 
+    :raises SynchronizationError: if no image lies within the gyroscope's record; else as
+        `estimate_motion`
+    """
+    return score_estimates(
+        recording, mode, estimate_motion(recording, gyroscope, mode, stream_config, progress))
+
+
+def estimate_motion(recording: Recording, gyroscope: VisualGyroscope, mode: str,
+                    stream_config: StreamConfig = StreamConfig(),
+                    progress: bool = False) -> Estimates:
+    """
+    Estimate the motion of every frame.
+
     Frames that cannot be used are skipped and counted by reason.
 
     :param mode: `single`, each image by itself and unsigned, or `stream`, signed, and causal
@@ -88,7 +117,6 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
     :param progress: show a bar on stderr where that is a terminal
     :raises ConfigError: if the mode is unknown
     :raises DataFormatError: if no frame at all could be estimated
-    :raises SynchronizationError: if no image lies within the gyroscope's record
     """
     _check_mode(mode)
     from image_as_imu_ros.smoothing import SmoothedStream
@@ -121,7 +149,7 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
     if not times_ms:
         reasons = '; '.join(f'{count} x {reason}' for reason, count in skipped.most_common(3))
         raise DataFormatError(f'no frame of {recording.source} could be estimated: {reasons}')
-    return _scored(recording, mode, tuple(results), times_ms, dict(skipped))
+    return Estimates(tuple(results), tuple(times_ms), dict(skipped))
 
 
 def score(estimates: Sequence[MotionEstimate], recording: Recording,
@@ -146,7 +174,7 @@ def score(estimates: Sequence[MotionEstimate], recording: Recording,
     skipped = Counter(recording.skipped)
     for estimate in estimates:
         nearest = int(np.abs(stamps_ns - estimate.stamp_ns).argmin())
-        if abs(int(stamps_ns[nearest]) - estimate.stamp_ns) <= _MATCH_TOLERANCE_NS:
+        if abs(int(stamps_ns[nearest]) - estimate.stamp_ns) <= MATCH_TOLERANCE_NS:
             matched[nearest] = estimate
         else:
             skipped['estimate has the stamp of no image'] += 1
@@ -154,7 +182,8 @@ def score(estimates: Sequence[MotionEstimate], recording: Recording,
         raise SynchronizationError(
             f'none of {len(estimates)} estimates has the stamp of an image of '
             f'{recording.source}; are both on the same clock?')
-    return _scored(recording, mode, (StreamEstimates(stream, tuple(matched)),), [], dict(skipped))
+    return score_estimates(recording, mode, Estimates(
+        (StreamEstimates(stream, tuple(matched)),), (), dict(skipped)))
 
 
 def samples_of(recording: Recording, result: StreamEstimates, mode: str) -> Samples:
@@ -216,12 +245,16 @@ def _angular_references(recording: Recording, stream: Stream, stamps_ns: np.ndar
     return references
 
 
-def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...],
-            times_ms: list[float], skipped: dict[str, int]) -> Evaluation:
-    """Pool the streams and compute every metric."""
+def score_estimates(recording: Recording, mode: str, estimates: Estimates) -> Evaluation:
+    """
+    Pool the streams and compute every metric.
+
+    :raises SynchronizationError: if no image lies within the gyroscope's record
+    """
+    results, times_ms, skipped = estimates.streams, estimates.times_ms, estimates.skipped
     recording = _on_one_clock(recording, results, mode)
     parts = [samples_of(recording, result, mode) for result in results]
-    pooled = _pooled(parts)
+    pooled = pool(parts)
     if not pooled.scorable('interpolated').any():
         raise SynchronizationError(
             f'no image of {recording.source} lies within the record of its gyroscope'
@@ -239,11 +272,13 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
         'image_size': recording.image_size,
         'frames': recording.frame_count,
         'evaluated': int((pooled.has_estimate & pooled.scorable('interpolated')).sum()),
-        'protocols': {protocol: _protocol(pooled, protocol, mode) for protocol in PROTOCOLS},
+        'protocols': {protocol: protocol_scores(pooled, protocol, mode) for protocol in PROTOCOLS},
         'zero_rotation_rmse_rad_s': _numbers(metrics.rmse(np.zeros_like(reference), reference)),
         'time_offset_s': offset_s,
         'time_offset_applied_s': recording.time_offset_applied_s,
-        **_uncertainty(pooled, mode),
+        **uncertainty_scores(pooled, mode),
+        'intervals': {protocol: interval_scores(pooled, protocol, mode)
+                      for protocol in PROTOCOLS},
         'frame_ms': dict(zip(('p50', 'p95', 'p99'), percentiles)),
         'R_gyro_camera': {
             result.stream.camera: None if result.stream.R_gyro_camera is None
@@ -255,7 +290,7 @@ def _scored(recording: Recording, mode: str, results: tuple[StreamEstimates, ...
     })
 
 
-def _pooled(parts: list[Samples]) -> Samples:
+def pool(parts: Sequence[Samples]) -> Samples:
     """Concatenate the samples of several streams."""
     return Samples(
         np.concatenate([part.stamp_ns for part in parts]),
@@ -263,12 +298,12 @@ def _pooled(parts: list[Samples]) -> Samples:
         np.concatenate([part.linear_m_s for part in parts]),
         np.concatenate([part.covariance for part in parts]),
         {protocol: np.concatenate([part.angular_references_rad_s[protocol] for part in parts])
-         for protocol in PROTOCOLS},
+         for protocol in parts[0].angular_references_rad_s},
         {protocol: np.concatenate([part.linear_references_m_s[protocol] for part in parts])
-         for protocol in PROTOCOLS})
+         for protocol in parts[0].linear_references_m_s})
 
 
-def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
+def protocol_scores(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
     """
     Errors under one protocol.
 
@@ -277,9 +312,8 @@ def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
     """
     signed = mode == 'stream'
     has_estimate = samples.has_estimate
-    rows = samples.scorable(protocol) & (has_estimate | signed)
+    rows, angular = _compared(samples, protocol, mode)
     reference = samples.angular_references_rad_s[protocol][rows]
-    angular = np.where(has_estimate[:, None], samples.angular_rad_s, 0.0)[rows]
     linear = np.where(has_estimate[:, None], samples.linear_m_s, 0.0)[rows]
     linear_reference = samples.linear_references_m_s[protocol][rows]
     signs = metrics.oracle_signs(angular, reference)
@@ -309,7 +343,14 @@ def _protocol(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
     }
 
 
-def _uncertainty(samples: Samples, mode: str) -> dict[str, float | None]:
+def _compared(samples: Samples, protocol: str, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames count under a protocol, (N,) bool, and their estimates, missing ones zero."""
+    has_estimate = samples.has_estimate
+    rows = samples.scorable(protocol) & (has_estimate | (mode == 'stream'))
+    return rows, np.where(has_estimate[:, None], samples.angular_rad_s, 0.0)[rows]
+
+
+def uncertainty_scores(samples: Samples, mode: str) -> dict[str, float | None]:
     """Signs and covariances against the interpolated reference."""
     rows = samples.scorable('interpolated') & samples.has_estimate
     if not rows.any():
@@ -317,11 +358,54 @@ def _uncertainty(samples: Samples, mode: str) -> dict[str, float | None]:
     estimate, covariance = samples.angular_rad_s[rows], samples.covariance[rows]
     reference = samples.angular_references_rad_s['interpolated'][rows]
     signed = estimate if mode == 'stream' else estimate * metrics.oracle_signs(estimate, reference)
+    stated = np.isfinite(covariance).all(axis=(1, 2))
+    consistency = (metrics.mean_nees, metrics.coverage_95) if stated.any() else ()
     return {
         'sign_accuracy': (
             metrics.sign_accuracy(estimate, reference) if mode == 'stream' else None),
-        'nees_mean': _number(metrics.mean_nees(signed, reference, covariance)),
-        'coverage_95': _number(metrics.coverage_95(signed, reference, covariance)),
+        **dict.fromkeys(('nees_mean', 'coverage_95')),
+        **{name: _number(metric(signed[stated], reference[stated], covariance[stated]))
+           for name, metric in zip(('nees_mean', 'coverage_95'), consistency)},
+    }
+
+
+def interval_scores(samples: Samples, protocol: str, mode: str) -> dict[str, Any]:
+    """
+    RMSE of the whole vector and 95 % intervals of errors, slopes and signs under one protocol.
+
+    The frames are those of `protocol_scores`; signs are the method's own in stream mode, the
+    oracle's in single mode. Intervals are None where the recording is too short.
+    """
+    rows, angular = _compared(samples, protocol, mode)
+    reference = samples.angular_references_rad_s[protocol][rows]
+    if mode == 'single':
+        angular = angular * metrics.oracle_signs(angular, reference)
+    if not rows.any():
+        return dict.fromkeys((
+            'rotation_rmse_vector_rad_s', 'rotation_rmse_vector_95_rad_s',
+            'rotation_rmse_95_rad_s', 'rotation_slope_95', 'sign_accuracy_95'))
+    squared = (angular - reference) ** 2
+    measured = samples.has_estimate[rows]
+    fast = measured & (np.linalg.norm(reference, axis=1) > metrics.SIGN_THRESHOLD_RAD_S)
+    right = fast & ((angular * reference).sum(axis=1) > 0.0)
+    resampled = bootstrap.BlockBootstrap(samples.stamp_ns[rows])
+
+    def interval(numerator: np.ndarray, denominator: np.ndarray | None = None,
+                 root: bool = False) -> list[Any] | None:
+        bounds = resampled.ratio_interval(numerator, denominator)
+        if bounds is None:
+            return None
+        return [_numbers(axis) for axis in (np.sqrt(bounds) if root else bounds)]
+
+    vector = interval(squared.sum(axis=1, keepdims=True), root=True)
+    signs = interval(right[:, None], fast[:, None]) if mode == 'stream' and fast.any() else None
+    shown = measured[:, None]
+    return {
+        'rotation_rmse_vector_rad_s': float(np.sqrt(squared.sum(axis=1).mean())),
+        'rotation_rmse_vector_95_rad_s': vector and vector[0],
+        'rotation_rmse_95_rad_s': interval(squared, root=True),
+        'rotation_slope_95': interval(angular * reference * shown, reference ** 2 * shown),
+        'sign_accuracy_95': signs and signs[0],
     }
 
 

@@ -22,7 +22,8 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
-from image_as_imu_ros.evaluation.report import png_of, write_atomically
+from image_as_imu_ros.evaluation.files import write_atomically
+from image_as_imu_ros.evaluation.plots import png_of
 from image_as_imu_ros.evaluation.sources.image_files import read_image_file
 from image_as_imu_ros.evaluation.sources.recording import Gyroscope
 from image_as_imu_ros.evaluation.sources.strayscanner import (
