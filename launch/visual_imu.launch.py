@@ -38,7 +38,7 @@ ARGUMENTS = {
     'rviz': ('false', 'true starts RViz 2 with a view of images, axes and rates'),
     'rviz_config': (f'{CONFIG}/visual_imu.rviz', 'what RViz 2 shows'),
     'fixed_frame': ('', 'frame that RViz 2 looks from; empty for the one in rviz_config'),
-    'reference_imu_topic': ('imu/data_raw', "a real IMU, whose rate RViz 2 shows beside ours"),
+    'reference_imu_topic': ('imu/data_raw', 'a real IMU, whose rate RViz 2 shows beside ours'),
 }
 PARAMETERS = {name: describe(entry) for name, _, entry in ros_parameters()
               if name not in ARGUMENTS}

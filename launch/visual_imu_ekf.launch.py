@@ -49,6 +49,8 @@ def start(context: LaunchContext) -> list[Action]:
     """Publish the camera's place and run the filter."""
     given = {name: LaunchConfiguration(name).perform(context) for name in (*ARGUMENTS, *POSE)}
     clock = {'use_sim_time': given['use_sim_time'].lower() == 'true'}
+    # Before the first /clock it is time 0, and ekf_node (3.6) dies of history_length before that.
+    history = {'smooth_lagged_data': False} if clock['use_sim_time'] else {}
     transform = optical_transform(*(float(given[name]) for name in POSE))
     t, q = transform.translation, transform.rotation
     pose = {'--x': t.x, '--y': t.y, '--z': t.z, '--qx': q.x, '--qy': q.y, '--qz': q.z, '--qw': q.w,
@@ -64,5 +66,5 @@ def start(context: LaunchContext) -> list[Action]:
              condition=IfCondition(given['publish_camera_tf'])),
         Node(package='robot_localization', executable='ekf_node', name='ekf_filter_node',
              namespace=given['namespace'], output='screen',
-             parameters=[given['ekf_params_file'], twist,
+             parameters=[given['ekf_params_file'], twist, history,
                          {'base_link_frame': given['base_frame']}, clock])]

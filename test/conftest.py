@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -112,8 +112,8 @@ def write_sequence_folder(folder: Path, sequence: BlurredSequence,
 
 
 def make_blurred_sequence(frames: int, seed: int,
-                          rate_of: Callable[[float], np.ndarray] | None = None
-                          ) -> BlurredSequence:
+                          rate_of: Callable[[float], np.ndarray] | None = None,
+                          exposure_s: float = 0.01) -> BlurredSequence:
     """
     Average a texture, warped by exact rotation homographies, over each exposure.
 
@@ -121,7 +121,7 @@ def make_blurred_sequence(frames: int, seed: int,
         unless told
     """
     rate_of = rate_of or _angular_velocity
-    width, height, focal, exposure_s, interval_s, subframes = 320, 240, 300.0, 0.01, 1 / 30, 32
+    width, height, focal, interval_s, subframes = 320, 240, 300.0, 1 / 30, 32
     step_s = exposure_s / subframes
     texture = _texture(np.random.default_rng(seed), 1024)
     to_texture = np.array([[focal, 0.0, 511.5], [0.0, focal, 511.5], [0.0, 0.0, 1.0]])

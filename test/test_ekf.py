@@ -82,7 +82,7 @@ def first_stamp_ns(bag: Path) -> int:
 
 
 def filtered(bag: Path, log: Path, *arguments: str) -> list[Odometry]:
-    """Odometry of the filter over one replay, in the bag's time, at half its speed."""
+    """Odometry of the filter over one replay, in the bag's time, at a quarter of its speed."""
     with Recorder({'/odometry/filtered': Odometry}) as recorder:
         launched = launch(
             LAUNCH_FILE, log, 'image_topic:=/camera/image_raw', 'exposure_time:=0.01',
@@ -94,7 +94,7 @@ def filtered(bag: Path, log: Path, *arguments: str) -> list[Odometry]:
                 assert launched.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
             subprocess.run([sys.executable, '-m', 'image_as_imu_ros', 'play', str(bag), '--clock',
-                            '--rate', '0.5', '--wait-for-subscribers', '30', '--exclude',
+                            '--rate', '0.25', '--wait-for-subscribers', '30', '--exclude',
                             '/tf_static'], check=True, capture_output=True, cwd=CHECKOUT)
         finally:
             interrupt(launched)

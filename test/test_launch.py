@@ -10,11 +10,10 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy')
 
+from launching import interrupt, launch, needs_launch  # noqa: E402
 from lifecycle_msgs.msg import State  # noqa: E402
 from lifecycle_msgs.srv import GetState  # noqa: E402
 from rcl_interfaces.srv import GetParameters  # noqa: E402
-
-from launching import interrupt, launch, needs_launch  # noqa: E402
 
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters  # noqa: E402
 from image_as_imu_ros.ros.parameters import NodeParameters  # noqa: E402
