@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f'playing needs ROS 2 ({error}); source your ROS installation or '
                           'install the extra "ros"') from error
     options = PlayOptions(arguments.rate, arguments.loop, arguments.restamp == 'now',
-                          arguments.clock, arguments.wait_for_subscribers, tuple(arguments.exclude))
+                          arguments.clock, arguments.wait_for_subscribers,
+                          tuple(arguments.exclude))
     statistics = PlayStatistics()
     play(arguments.bag, options, statistics)
     print(f'{statistics.messages} messages published, '

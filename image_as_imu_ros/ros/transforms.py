@@ -67,8 +67,8 @@ def open_transforms(node: Node, target: str, camera_pose: str) -> TransformSourc
         return MessageTransforms(node)
     except ImportError as error:
         raise ConfigError(
-            f'output_frame "{target}" needs tf2_ros or tf2_msgs, and neither is installed; install '
-            'one, or tell the mounting by camera_pose:="x y z roll pitch yaw"') from error
+            f'output_frame "{target}" needs tf2_ros or tf2_msgs, and neither is installed; '
+            'install one, or tell the mounting by camera_pose:="x y z roll pitch yaw"') from error
 
 
 def optical_transform(x: float, y: float, z: float, roll: float, pitch: float,
