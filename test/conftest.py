@@ -70,12 +70,17 @@ def blurred_sequence() -> BlurredSequence:
 @pytest.fixture(scope='session')
 def blurred_frames(blurred_sequence: BlurredSequence) -> list[Frame]:
     """`blurred_sequence` as the core takes it."""
-    height, width = blurred_sequence.frames[0].image.shape[:2]
-    fx, fy, cx, cy = blurred_sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
-    exposure_s = blurred_sequence.exposure_time_s
+    return frames_of(blurred_sequence)
+
+
+def frames_of(sequence: BlurredSequence) -> list[Frame]:
+    """A sequence as the core takes it."""
+    height, width = sequence.frames[0].image.shape[:2]
+    fx, fy, cx, cy = sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
+    exposure_s = sequence.exposure_time_s
     return [Frame(frame.image, round((frame.start_s + exposure_s / 2) * 1e9),
                   CameraIntrinsics(width, height, fx, fy, cx, cy), exposure_s)
-            for frame in blurred_sequence.frames]
+            for frame in sequence.frames]
 
 
 @pytest.fixture(scope='session')

@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 from test_node import DEADLINE_S, FRAME_ID, Rig, Spinner, activate, vector
 
 from image_as_imu_ros.errors import ConfigError, InputError
-from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, v4l2_exposure_s
+from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, is_rectified, v4l2_exposure_s
 from image_as_imu_ros.ros.conversions import intrinsics_from_msg, ns_to_stamp
 
 # What the drivers tell
@@ -143,17 +143,15 @@ def test_rectified_images_without_p_are_refused():
         intrinsics_from_msg(camera_info(p=[0.0] * 12), True)
 
 
+@pytest.mark.parametrize('told, topic, expected', [
+    ('auto', '/left/image_rect', True), ('auto', '/camera/infra1/image_rect_raw', True),
+    ('auto', '/left/image_rect_color', True), ('auto', '/rectangle/image_raw', False),
+    ('yes', '/left/image_raw', True), ('no', '/left/image_rect', False)])
+def test_rectified_images_are_known_by_their_topic(told, topic, expected):
+    assert is_rectified(told, topic) is expected
+
+
 # Over DDS
-
-
-def test_rectified_topic_is_known_by_its_name(blurred_sequence):
-    rig = Rig(blurred_sequence, rectified='auto')
-    with rig:
-        assert not rig.node._rectified
-    for told, expected in (('yes', True), ('no', False)):
-        rig = Rig(blurred_sequence, rectified=told)
-        with rig:
-            assert rig.node._rectified is expected
 
 
 def test_exposure_of_libcamera_reaches_the_estimate(blurred_sequence):

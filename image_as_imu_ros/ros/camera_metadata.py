@@ -1,8 +1,8 @@
 """
-What camera drivers tell of an image besides its pixels: exposure times in seconds.
+What camera drivers tell of an image besides its pixels: exposure time, rectification.
 
-Each driver has its own message and unit; they become `ExposureTime` here and nowhere else. The
-packages of their messages are imported when they are asked for.
+Each driver has its own message and unit; they become `ExposureTime`, in seconds, here and nowhere
+else. The packages of their messages are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ V4L2_MANUAL = 1
 
 POLL_PERIOD_S = 1.0
 """How often the parameters of a camera driver are read."""
+
+
+def is_rectified(told: str, image_topic: str) -> bool:
+    """
+    Tell whether images are rectified.
+
+    :param told: the parameter `rectified`: yes, no, or auto, which goes by the topic's name as
+        image_proc and camera drivers choose it
+    """
+    name = image_topic.rpartition('/')[2]
+    return told == 'yes' or (told == 'auto' and name.startswith('image_rect'))
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,16 @@ def _image_through_cv_bridge(msg: Any) -> np.ndarray:
     """
     try:
         from cv_bridge import CvBridge, CvBridgeError
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InputError(f'image encoding "{msg.encoding}" is not supported; '
                          f'use one of {", ".join(ENCODINGS)}') from error
+    except (ImportError, AttributeError, SystemError) as error:
+        raise InputError(
+            f'image encoding "{msg.encoding}" needs cv_bridge, which does not work with NumPy '
+            f'{np.__version__} ({error}); use one of {", ".join(ENCODINGS)}') from error
     try:
         return CvBridge().imgmsg_to_cv2(msg, 'rgb8')
-    except (CvBridgeError, cv2.error, ValueError, TypeError) as error:
+    except (CvBridgeError, cv2.error, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f'image encoding "{msg.encoding}" cannot be read by cv_bridge: {error}') from error
 

@@ -35,7 +35,7 @@ from image_as_imu_ros.estimator import BlurObservation, VisualGyroscope
 from image_as_imu_ros.msg import ExposureTime
 from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
-from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, DriverExposure
+from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, DriverExposure, is_rectified
 from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
 from image_as_imu_ros.ros.inbox import Arrival, Inbox
 from image_as_imu_ros.ros.overlay import OverlayPainter
@@ -283,13 +283,6 @@ class VisualImu(LifecycleNode):
             kind, topic, callback, qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies()))
 
-    @property
-    def _rectified(self) -> bool:
-        """Whether the images are rectified."""
-        told = self.config.node.rectified
-        name = self.resolve_topic_name('image').rpartition('/')[2]
-        return told == 'yes' or (told == 'auto' and name.startswith('image_rect'))
-
     # Arrival, in the executor's thread
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
@@ -359,7 +352,8 @@ class VisualImu(LifecycleNode):
         driver = self._driver_exposure
         exposure = choose_exposure(exposure_msg, config.node, arrival.interval_s,
                                    None if driver is None else driver.exposure_s)
-        frame = assemble_frame(arrival.image, camera_info, exposure, config.node, self._rectified)
+        rectified = is_rectified(config.node.rectified, self.resolve_topic_name('image'))
+        frame = assemble_frame(arrival.image, camera_info, exposure, config.node, rectified)
         frame_id = arrival.image.header.frame_id or camera_info.header.frame_id
         if not frame_id:
             raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
