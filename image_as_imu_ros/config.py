@@ -73,6 +73,9 @@ class EstimatorConfig:
     scene_depth: float = setting(
         2.0, 'assumed distance of the scene, which scales the linear velocity', unit='m',
         low=0.05, high=1000.0)
+    scene_depth_error: float = setting(
+        0.5, 'standard deviation of scene_depth, relative to it; small where it is known',
+        low=0.001, high=10.0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -86,8 +89,16 @@ class StreamConfig:
         0.5, 'longest time between frames that are still related to each other', unit='s',
         low=0.01, high=10.0)
     unresolved_sign: str = setting(
-        'predict', 'frames whose sign stays open: publish the prediction, or nothing',
-        one_of=('predict', 'drop'))
+        'predict', 'frames whose sign stays open: publish the prediction, nothing, or a '
+        'covariance that holds both signs', one_of=('predict', 'drop', 'inflate'))
+    exposure_mode: str = setting(
+        'given', 'exposure as it is told, or estimated from blur and motion between images, '
+        'whatever is told', one_of=('given', 'estimate'))
+    smoothing_frames: int = setting(
+        0, 'frames of look-ahead, offline only; 0 is causal', low=0, high=1000)
+    subframe_rates: int = setting(
+        0, "estimates per frame of a rolling shutter, one for each band of its rows; 0 or 1: the "
+        "frame's alone", low=0, high=64)
 
     def __post_init__(self) -> None:
         check(self)
@@ -117,6 +128,8 @@ class NodeConfig:
     image_rotation: int = setting(
         0, 'clockwise turn by which the driver rotates the images, while camera_info describes '
         'them unrotated; 0, 90, 180 or 270', unit='deg', low=0, high=270)
+    use_depth_topic: bool = setting(
+        False, 'take the depth of the scene from the topic depth (Image, aligned with image)')
     readout_time: float = setting(
         0.0, 'time from the first to the last row of a rolling shutter; 0 for global', unit='s',
         low=0.0, high=0.2, read_only=False)

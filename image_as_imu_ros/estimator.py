@@ -13,6 +13,7 @@ from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution
 from image_as_imu_ros.geometry.camera import WorkingCamera
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import architecture_of
 from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
@@ -22,6 +23,12 @@ MIN_CONTRAST = 0.004
 MIN_INFORMATION = 0.12
 """Least share of the cells' ignorance that a solution must explain to be a measurement."""
 
+MIN_KNOWN_DEPTH = 0.3
+"""Least share of a depth image that must be known for it to be used."""
+MEASURED_DEPTH_ERROR = 0.05
+"""Relative error of a measured depth that the whole image shares."""
+NETWORK_DEPTH_ERROR = 0.5
+"""The same of a depth that a network guesses."""
 MIN_SIDE_PX = 64
 MAX_CAMERAS = 8
 UNKNOWN_SIGMA = (10.0, 10.0, 10.0, 20.0, 20.0, 20.0)
@@ -37,10 +44,15 @@ class BlurObservation:
     intrinsics: CameraIntrinsics
     """Of the working image."""
     matrix: np.ndarray
-    """(..., 2, 6), motion field where the architecture uses the output."""
+    """
+    (..., 2, 6), motion field where the architecture uses the output; where the depth is measured,
+    the translation's share is that of `depth_m` over the depth there.
+    """
     output: Any
     """The network's, as its architecture gives it; None where the image is blank."""
     timing_ms: dict[str, float]
+    depth_m: float | None = None
+    """Median measured depth of the scene, which scales translations; None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class BlurMeasurement:
     solution: BlurSolution | None
     """None where the image is blank."""
     timing_ms: dict[str, float]
+    depth_m: float | None = None
+    """As of the observation."""
 
     @property
     def informative(self) -> bool:
@@ -86,7 +100,7 @@ class VisualGyroscope:
         self.weights = load_weights(config.weights)
         self._architecture = architecture_of(self.weights.network)(self.weights.network,
                                                                    self.device)
-        self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray]] = {}
+        self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray, np.ndarray]] = {}
 
     def observe(self, frame: Frame) -> BlurObservation:
         """
@@ -95,7 +109,7 @@ class VisualGyroscope:
         :raises InputError: if the image is too small for the network
         """
         begin = time.perf_counter()
-        camera, matrix = self._camera(frame.intrinsics)
+        camera, points, matrix = self._camera(frame.intrinsics)
         image = camera.working_image(frame.image)
         seen = camera.colour_image(frame.image) if self._architecture.colour else image
         prepared = time.perf_counter()
@@ -104,7 +118,10 @@ class VisualGyroscope:
         if image.std() > MIN_CONTRAST:
             output = self._architecture.observe(seen)
             timing['network'] = 1e3 * (time.perf_counter() - prepared)
-        return BlurObservation(frame, image, camera.intrinsics, matrix, output, timing)
+        depth_m = None
+        if frame.depth_m is not None and not self._architecture.tells_depth:
+            depth_m, matrix = with_depth(matrix, camera.depth_at(frame.depth_m, points))
+        return BlurObservation(frame, image, camera.intrinsics, matrix, output, timing, depth_m)
 
     def solve(self, observation: BlurObservation,
               start: np.ndarray | None = None) -> BlurMeasurement:
@@ -119,7 +136,21 @@ class VisualGyroscope:
             solution = self._architecture.solve(observation.output, observation.matrix, start)
             timing = {**timing, 'solve': 1e3 * (time.perf_counter() - begin)}
         return BlurMeasurement(observation.frame, observation.working_image,
-                               observation.intrinsics, solution, timing)
+                               observation.intrinsics, solution, timing, observation.depth_m)
+
+    def solve_rows(self, observation: BlurObservation, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """
+        Find motions over a frame's exposure that a band of rows tells.
+
+        :param rows: of the working image, px
+        :param starts: motions (K, 6), (w T, v T / Z), to search from
+        :returns: distinct ones, the likeliest first; none where the image is blank
+        :raises ConfigError: if the network can only be asked for whole images
+        """
+        if observation.output is None:
+            return []
+        return self._architecture.solve_rows(observation.output, observation.matrix, rows, starts)
 
     def estimate(self, frame: Frame) -> MotionEstimate:
         """
@@ -143,15 +174,14 @@ class VisualGyroscope:
                 frame.stamp_ns, frame.exposure_time_s, np.zeros(3), np.zeros(3),
                 unknown_covariance(), False, 0.0, 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL,
                 measurement.timing_ms)
-        depth, exposure = solution.depth_m or self.config.scene_depth, frame.exposure_time_s
+        exposure, (depth, depth_error) = frame.exposure_time_s, self.depth_of(measurement)
         # (w T, v T / Z) to twist order (v, w)
         to_twist = np.zeros((6, 6))
         to_twist[:3, 3:] = np.eye(3) * depth / exposure
         to_twist[3:, :3] = np.eye(3) / exposure
         twist = to_twist @ solution.motion
         covariance = to_twist @ solution.covariance @ to_twist.T
-        # the distance is assumed, or guessed by a network: velocity is uncertain by half of itself
-        covariance[:3, :3] += 0.25 * np.outer(twist[:3], twist[:3])
+        covariance[:3, :3] += depth_error ** 2 * np.outer(twist[:3], twist[:3])
         return MotionEstimate(
             frame.stamp_ns, exposure, twist[3:], twist[:3], covariance, False, 0.0,
             solution.information,
@@ -160,7 +190,16 @@ class VisualGyroscope:
             EstimateStatus.SIGN_UNRESOLVED if measurement.informative
             else EstimateStatus.NO_SIGNAL, measurement.timing_ms)
 
-    def _camera(self, intrinsics: CameraIntrinsics) -> tuple[WorkingCamera, np.ndarray]:
+    def depth_of(self, measurement: BlurMeasurement) -> tuple[float, float]:
+        """Distance of the scene, m, measured, told by the network or assumed; relative error."""
+        if measurement.depth_m is not None:
+            return measurement.depth_m, MEASURED_DEPTH_ERROR
+        if measurement.solution is not None and measurement.solution.depth_m is not None:
+            return measurement.solution.depth_m, NETWORK_DEPTH_ERROR
+        return self.config.scene_depth, self.config.scene_depth_error
+
+    def _camera(self, intrinsics: CameraIntrinsics) -> tuple[WorkingCamera, np.ndarray,
+                                                             np.ndarray]:
         if intrinsics not in self._cameras:
             if min(intrinsics.width_px, intrinsics.height_px) < MIN_SIDE_PX:
                 raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
@@ -170,11 +209,30 @@ class VisualGyroscope:
             if min(size) < MIN_SIDE_PX:
                 raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
                                  f'elongated: reduced to {size[0]}x{size[1]} px')
-            matrix = self._architecture.matrix(camera.intrinsics)
+            points = self._architecture.points(camera.intrinsics)
+            matrix = motion_field_matrix(points, camera.intrinsics)
             if len(self._cameras) >= MAX_CAMERAS:  # a camera that changes zoom, not many cameras
                 self._cameras.clear()
-            self._cameras[intrinsics] = (camera, matrix)
+            self._cameras[intrinsics] = (camera, points, matrix)
         return self._cameras[intrinsics]
+
+
+def with_depth(matrix: np.ndarray, depth_m: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """
+    Let near parts of the scene move more than far ones under a translation.
+
+    :param matrix: (..., 2, 6), motion field for a scene at one depth
+    :param depth_m: (...), NaN where unknown: taken for the median
+    :returns: that median depth and the matrix, or None and the matrix as it is where too little
+        of the depth is known
+    """
+    known = np.isfinite(depth_m)
+    if known.mean() < MIN_KNOWN_DEPTH:
+        return None, matrix
+    median_m = float(np.median(depth_m[known]))
+    scaled = matrix.copy()
+    scaled[..., 3:] *= np.where(known, median_m / depth_m, 1.0)[..., None, None]
+    return median_m, scaled
 
 
 def unknown_covariance() -> np.ndarray:

@@ -23,139 +23,29 @@ from image_as_imu_ros.estimator import (
 )
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
+from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
+from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
+from image_as_imu_ros.rotation_filter import (
+    MAX_SPEED_STD_RAD_S,
+    RESOLVED_MARGIN,
+    BlurGain,
+    FilterStep,
+    RotationFilter,
+)
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
-RESOLVED_MARGIN = 2.0
-"""Log-likelihood ratio from which on a blur's sign counts as known."""
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
 UNMODELLED_DEPTH = 0.03
 """Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
-GATE = 50.0
-"""Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
-MAX_SPEED_STD_RAD_S = 6.0
-"""A prediction that is less certain than this is not published."""
-
-
-class RotationFilter:
-    """
-    Kalman filter of the angle turned since the last frame, the rate and the acceleration.
-
-    Accelerations follow Singer's model: correlated over CORRELATION_S, of a size in proportion
-    to the recent rates, as hand and body shake. Axes are those of the camera.
-
-    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
-    """
-
-    CORRELATION_S = 0.04
-    ACCELERATION_PER_RATE = 35.0
-    ACCELERATION_FLOOR_RAD_S2 = 1.0
-    INITIAL_RATE_RAD_S = 5.0
-    MEMORY_S = 0.3
-
-    def __init__(self) -> None:
-        self.recent_rate = self.INITIAL_RATE_RAD_S
-        self.mean = np.zeros(9)
-        self.covariance = np.zeros((9, 9))
-        self.covariance[3:6, 3:6] = np.eye(3) * self.INITIAL_RATE_RAD_S ** 2
-        self.covariance[6:, 6:] = np.eye(3) * self._acceleration() ** 2
-
-    @property
-    def rate(self) -> np.ndarray:
-        """Angular velocity now, (3,) rad/s."""
-        return self.mean[3:6]
-
-    @property
-    def rate_covariance(self) -> np.ndarray:
-        """Its covariance, (3, 3), (rad/s)^2."""
-        return self.covariance[3:6, 3:6]
-
-    def _acceleration(self) -> float:
-        return self.ACCELERATION_PER_RATE * self.recent_rate + self.ACCELERATION_FLOOR_RAD_S2
-
-    def predict(self, elapsed_s: float) -> None:
-        """Go on by a gap; the angle is counted from its start."""
-        self.mean[:3] = 0.0
-        self.covariance[:3] = self.covariance[:, :3] = 0.0
-        steps = 12
-        dt = elapsed_s / steps
-        decay = np.exp(-dt / self.CORRELATION_S)
-        step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
-        noise = np.zeros((3, 3))
-        transition = np.eye(3)
-        for _ in range(steps):
-            transition = step @ transition
-            noise = step @ noise @ step.T
-            noise[2, 2] += self._acceleration() ** 2 * (1.0 - decay * decay)
-        full = np.kron(transition, np.eye(3))
-        self.mean = full @ self.mean
-        self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
-
-    def likelihood(self, start: int, value: np.ndarray, covariance: np.ndarray) -> float:
-        """Squared Mahalanobis distance of a measurement of state entries start to start + 3."""
-        innovation = value - self.mean[start:start + 3]
-        spread = self.covariance[start:start + 3, start:start + 3] + covariance
-        return float(innovation @ np.linalg.solve(spread, innovation))
-
-    def update(self, start: int, value: np.ndarray, covariance: np.ndarray) -> None:
-        """Take in a measurement, trusted less the further it is outside the gate."""
-        excess = self.likelihood(start, value, covariance) / GATE
-        if excess > 1.0:
-            spread = self.covariance[start:start + 3, start:start + 3]
-            covariance = covariance * excess + spread * (excess - 1.0)
-        rows = self.covariance[start:start + 3]
-        gain = np.linalg.solve(rows[:, start:start + 3] + covariance, rows).T
-        self.mean = self.mean + gain @ (value - self.mean[start:start + 3])
-        self.covariance = self.covariance - gain @ rows
-        self.covariance = 0.5 * (self.covariance + self.covariance.T)
-
-    def remember(self, elapsed_s: float) -> None:
-        """Let the size of the accelerations follow the rates."""
-        share = np.exp(-elapsed_s / self.MEMORY_S)
-        power = self.rate @ self.rate / 3.0
-        self.recent_rate = float(np.sqrt(share * self.recent_rate ** 2 + (1 - share) * power))
-
-
-class BlurGain:
-    """
-    By how much the blur overstates the motion, learnt from the rotation between frames.
-
-    A wrongly stated exposure and the network's own bias both scale all blur by one factor. Its
-    logarithm is a random walk, observed where the blurs at both ends of a gap have a sign: their
-    mean is compared with the rotation over the gap.
-    """
-
-    PRIOR_STD = 0.3
-    DRIFT_STD = 0.01
-    RATIO_STD = 0.4
-    MIN_RATE_RAD_S = 1.5
-
-    def __init__(self) -> None:
-        self.log_gain = 0.0
-        self.variance = self.PRIOR_STD ** 2
-
-    def observe(self, blur_rate: np.ndarray, gap_rate: np.ndarray) -> None:
-        """
-        Compare the mean of two neighbouring blurs' rates with the rate over the gap between.
-
-        :param blur_rate, gap_rate: (3,) rad/s
-        """
-        speed = np.linalg.norm(gap_rate)
-        along = blur_rate @ gap_rate / max(speed, 1e-9)
-        if min(along, speed) < self.MIN_RATE_RAD_S:
-            return
-        noise = self.RATIO_STD ** 2
-        innovation = np.log(along / speed) - self.log_gain
-        noise *= max(1.0, abs(innovation) / (2.0 * np.sqrt(self.variance + noise)))
-        self.variance += self.DRIFT_STD ** 2
-        share = self.variance / (self.variance + noise)
-        self.log_gain += share * innovation
-        self.variance *= 1.0 - share
-
-    @property
-    def value(self) -> float:
-        """Blur's rate over the true rate."""
-        return float(np.exp(self.log_gain))
+UNEVEN_GAPS = 0.2
+"""Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
+GUESSED_EXPOSURE_S = 0.01
+"""Exposure that an estimate of it starts from."""
+GUESSED_EXPOSURE_STD = 1.0
+"""Of its logarithm: a tenth of that and ten times that are two sigma away."""
+KNOWN_EXPOSURE_STD = 0.15
+"""Of its logarithm, below which an estimated exposure counts as known."""
 
 
 class StreamEstimator:
@@ -168,15 +58,43 @@ class StreamEstimator:
     def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig = StreamConfig()) -> None:
         self.gyroscope = gyroscope
         self.config = config
+        self._estimates_exposure = config.exposure_mode == 'estimate'
+        self._band_estimator = BandEstimator(gyroscope, config)
+        self.bands: tuple[MotionEstimate, ...] = ()
+        """Estimates of the last frame's bands of rows, in time order."""
         self.reset()
+
+    @property
+    def exposure_time_s(self) -> tuple[float, float] | None:
+        """Estimated exposure and its standard deviation, s; None where it is not estimated."""
+        if not self._estimates_exposure:
+            return None
+        exposure_s = GUESSED_EXPOSURE_S * self._gain.value
+        return exposure_s, exposure_s * float(np.sqrt(self._gain.variance))
+
+    @property
+    def _knows_exposure(self) -> bool:
+        """Whether an estimated exposure is certain enough to be told."""
+        return self._gain.variance < KNOWN_EXPOSURE_STD ** 2
+
+    @property
+    def filter_step(self) -> FilterStep:
+        """The filter's state after the last frame, for a smoother."""
+        return self._filter.step
 
     def reset(self) -> None:
         """Forget all earlier images: the next one may have any stamp."""
+        self._gain = BlurGain(GUESSED_EXPOSURE_STD) if self._estimates_exposure else BlurGain()
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget the motion, not what is known of the camera."""
+        self._band_estimator.reset()
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
+        self._comparison: RelativeBlurSolver | None = None
         self._filter = RotationFilter()
-        self._gain = BlurGain()
-        self._blur_rate: np.ndarray | None = None
+        self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
     def process(self, frame: Frame) -> MotionEstimate:
         """
@@ -192,6 +110,9 @@ class StreamEstimator:
 
     def join(self, observation: BlurObservation) -> MotionEstimate:
         """Take in the next image, of which the network has seen the blur; else as `process`."""
+        if self._estimates_exposure:  # the gain of the guess leads to the true one
+            observation = replace(observation, frame=replace(
+                observation.frame, exposure_time_s=GUESSED_EXPOSURE_S))
         frame = observation.frame
         previous = self._previous
         elapsed_s = None
@@ -202,14 +123,14 @@ class StreamEstimator:
                     f"stamp {frame.stamp_ns} ns is not after the last image's "
                     f'{previous.frame.stamp_ns} ns; reset the stream to accept a time jump')
             if elapsed_s > self.config.max_gap or frame.intrinsics != previous.frame.intrinsics:
-                self.reset()
+                self._restart()
                 previous = elapsed_s = None
         if previous is not None:
             self._filter.predict(elapsed_s)
         exposure_s = frame.exposure_time_s
         start = None
         if previous is not None and exposure_s is not None:
-            start = np.pad(self._filter.rate * exposure_s, (0, 3))
+            start = np.pad(self._filter.rate * exposure_s * self._gain.value, (0, 3))
         measurement = self.gyroscope.solve(observation, start)
         begin = time.perf_counter()
         alignment = None
@@ -217,6 +138,8 @@ class StreamEstimator:
             alignment = self._align(previous, measurement, elapsed_s)
             if alignment is not None:
                 turn = alignment.motion[:3]
+                turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, frame))
+                alignment = replace(alignment, motion=np.concatenate([turn, alignment.motion[3:]]))
                 unmodelled = np.eye(3) * UNMODELLED_DEPTH ** 2 * (turn @ turn)
                 self._filter.update(0, turn, alignment.covariance[:3, :3] + unmodelled)
             if measurement.solution is not None and exposure_s is not None:
@@ -227,8 +150,55 @@ class StreamEstimator:
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
             self._filter.remember(elapsed_s)
+        estimate = self._with_exposure(replace(estimate, timing_ms=timing))
+        self.bands = ()
+        if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:
+            self.bands = self._band_estimator.join(previous, observation, measurement, estimate,
+                                                   self._gain)
         self._previous = measurement
-        return replace(estimate, timing_ms=timing)
+        return estimate
+
+    def _learn_gain(self) -> None:
+        """Compare the blurs of three frames with the turn between them, by Simpson's rule."""
+        if len(self._gain_history) < 3:
+            return
+        (first, _, _), (middle, turn, gap_s), (last, next_turn, next_gap_s) = self._gain_history
+        if abs(gap_s - next_gap_s) < UNEVEN_GAPS * gap_s:
+            self._gain.observe((first + 4.0 * middle + last) / 6.0,
+                               (turn + next_turn) / (gap_s + next_gap_s))
+
+    def _compare_blurs(self, current: BlurMeasurement, alignment: Alignment) -> None:
+        """Update the filter by how this image's blur and the last one's belong together."""
+        previous = self._previous
+        if len(self._gain_history) < 2:  # the last blur was not used
+            return
+        if self._comparison is None:
+            self._comparison = RelativeBlurSolver(current.intrinsics)
+        to_motion = self._gain.value * np.repeat(
+            [previous.frame.exposure_time_s, current.frame.exposure_time_s], 3)
+        turns = self._filter.two_rates * to_motion
+        motions = []
+        for measurement, turn in ((previous, turns[:3]), (current, turns[3:])):
+            translation = measurement.solution.motion[3:]
+            facing = np.sign(measurement.solution.motion[:3] @ turn)
+            motions.append(np.concatenate([turn, facing * translation]))
+        scale = np.outer(to_motion, to_motion)
+        known = np.linalg.inv(self._filter.two_rates_covariance * scale)
+        relative = self._comparison.compare(previous.working_image, current.working_image,
+                                            alignment, *motions, known)
+        if relative is not None:
+            self._filter.update_two_rates(relative.rotations / to_motion,
+                                          relative.information * scale)
+
+    def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
+        """State the exposure where it is estimated, and leave the blur out before it is known."""
+        if not self._estimates_exposure:
+            return estimate
+        if self._knows_exposure:
+            return replace(estimate, exposure_time_s=self.exposure_time_s[0])
+        if estimate.usable:
+            return replace(estimate, exposure_time_s=None)
+        return _nothing(estimate.stamp_ns)
 
     def _align(self, previous: BlurMeasurement, current: BlurMeasurement,
                elapsed_s: float) -> Alignment | None:
@@ -244,7 +214,7 @@ class StreamEstimator:
             blur = measurement.solution.motion if measurement.informative else None
             blurs.append(blur)
             if blur is not None and measurement.frame.exposure_time_s is not None:
-                turn = blur * elapsed_s / measurement.frame.exposure_time_s
+                turn = blur * elapsed_s / (measurement.frame.exposure_time_s * self._gain.value)
                 seeds += [turn, -turn]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds)
@@ -256,18 +226,22 @@ class StreamEstimator:
         """Resolve the blur's sign, update the filter and read it out."""
         frame = measurement.frame
         margin = 0.0
-        last_blur_rate, self._blur_rate = self._blur_rate, None
+        history, self._gain_history = self._gain_history, []
         if frame.exposure_time_s is not None:
             estimate = self.gyroscope.to_estimate(measurement)
         else:
-            estimate = MotionEstimate(
-                frame.stamp_ns, None, np.zeros(3), np.zeros(3), unknown_covariance(), False, 0.0,
-                0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
+            estimate = _nothing(frame.stamp_ns)
         blurred = measurement.informative and frame.exposure_time_s is not None
+        blur_rate = estimate.angular_velocity_rad_s
+        signing = estimate
+        if blurred and (elapsed_s is not None or self._estimates_exposure):
+            signing = estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
         if blurred and elapsed_s is not None:
-            blur_rate = estimate.angular_velocity_rad_s
-            estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
-            rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
+            if self._estimates_exposure and not self._knows_exposure:
+                # the sign is then in the direction, whatever the length
+                length = np.linalg.norm(self._filter.rate) / (np.linalg.norm(blur_rate) + 1e-9)
+                signing = _scaled(self.gyroscope.to_estimate(measurement), float(length), 0.0)
+            rate, covariance = signing.angular_velocity_rad_s, signing.covariance[3:, 3:]
             against = self._filter.likelihood(3, -rate, covariance) \
                 - self._filter.likelihood(3, rate, covariance)
             margin = 0.5 * abs(against)
@@ -275,35 +249,48 @@ class StreamEstimator:
                 estimate, blur_rate = estimate.negated(), -blur_rate
             rate = estimate.angular_velocity_rad_s
             if margin >= RESOLVED_MARGIN:
-                self._filter.update(3, rate, covariance)
-                if alignment is not None and last_blur_rate is not None:
-                    self._gain.observe(0.5 * (last_blur_rate + blur_rate),
-                                       alignment.motion[:3] / elapsed_s)
-                self._blur_rate = blur_rate
+                self._filter.update(3, rate, estimate.covariance[3:, 3:])
+                if alignment is not None:
+                    self._gain_history = [*history[-2:],
+                                          (blur_rate, alignment.motion[:3], elapsed_s)]
+                    self._learn_gain()
+                    self._compare_blurs(measurement, alignment)
             else:  # of either sign: zero, give or take the rate
-                self._filter.update(3, np.zeros(3), covariance + np.outer(rate, rate))
+                either = estimate.of_either_sign()
+                self._filter.update(3, np.zeros(3), either.covariance[3:, 3:])
+        inflates = blurred and self.config.unresolved_sign == 'inflate'
         if elapsed_s is None:
-            return estimate
+            return replace(estimate.of_either_sign(), sign_resolved=True,
+                           status=EstimateStatus.PREDICTED) if inflates else estimate
         resolved = margin >= RESOLVED_MARGIN
         if alignment is not None and not resolved:
             estimate = replace(
                 estimate,
                 linear_velocity_m_s=alignment.motion[3:] / elapsed_s
-                * self.gyroscope.config.scene_depth,
+                * self.gyroscope.depth_of(measurement)[0],
                 quality=max(estimate.quality, alignment.similarity),
                 inlier_share=alignment.inlier_share)
         if resolved or alignment is not None:
             status = EstimateStatus.OK
-        elif self.config.unresolved_sign == 'predict' and \
-                np.trace(self._filter.rate_covariance) < 3 * MAX_SPEED_STD_RAD_S ** 2:
+        elif inflates or (
+                self.config.unresolved_sign != 'drop'
+                and np.trace(self._filter.rate_covariance) < 3 * MAX_SPEED_STD_RAD_S ** 2):
             status = EstimateStatus.PREDICTED
         else:
             return estimate
+        if inflates and not resolved and alignment is None:
+            estimate = estimate.of_either_sign()
         full = np.zeros((6, 6))
         full[:3, :3] = estimate.covariance[:3, :3]
         full[3:, 3:] = self._filter.rate_covariance
         return replace(estimate, angular_velocity_rad_s=self._filter.rate.copy(),
                        covariance=full, sign_resolved=True, sign_margin=margin, status=status)
+
+
+def _nothing(stamp_ns: int) -> MotionEstimate:
+    """Estimate of a motion of which nothing is known."""
+    return MotionEstimate(stamp_ns, None, np.zeros(3), np.zeros(3), unknown_covariance(), False,
+                          0.0, 0.0, 0.0, 0.0, EstimateStatus.NO_SIGNAL)
 
 
 def _scaled(estimate: MotionEstimate, factor: float, log_variance: float) -> MotionEstimate:

@@ -82,7 +82,9 @@ class Frame:
 
     `image` is (H, W) gray or (H, W, 3) RGB, uint8 or uint16. `stamp_ns` is the middle of the
     exposure (of the centre row where the shutter rolls). `exposure_time_s` is None where it is
-    unknown; `readout_time_s` is 0 for a global or unknown shutter.
+    unknown; `readout_time_s` is 0 for a global or unknown shutter. `depth_m` is (h, w), the
+    distance along the optical axis of what the image shows, over the same view but of any
+    resolution; NaN where unknown.
 
     :raises InputError: if the image's type or shape, its match with the intrinsics, or a time
         is unusable
@@ -93,6 +95,7 @@ class Frame:
     intrinsics: CameraIntrinsics
     exposure_time_s: float | None
     readout_time_s: float = 0.0
+    depth_m: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = self.image.shape
@@ -110,6 +113,10 @@ class Frame:
             raise InputError(f'exposure time {exposure} s is outside (0, 10] s')
         if not (math.isfinite(self.readout_time_s) and 0.0 <= self.readout_time_s <= 1.0):
             raise InputError(f'readout time {self.readout_time_s} s is outside [0, 1] s')
+        if self.depth_m is not None and (self.depth_m.ndim != 2 or 0 in self.depth_m.shape
+                                         or self.depth_m.dtype.kind != 'f'):
+            raise InputError(f'depth of shape {self.depth_m.shape} and type '
+                             f'{self.depth_m.dtype} is not (h, w) of floats, in m')
 
 
 class EstimateStatus(enum.IntEnum):
@@ -151,6 +158,10 @@ class MotionEstimate:
     inlier_share: float
     status: EstimateStatus
     timing_ms: dict[str, float] = field(default_factory=dict)
+    row_band_index: int = 0
+    """Which band of rows was measured, from 0 at the top."""
+    row_band_count: int = 1
+    """Bands that the image was divided into; 1 for the whole image."""
 
     @property
     def usable(self) -> bool:
@@ -164,6 +175,12 @@ class MotionEstimate:
             self, angular_velocity_rad_s=rotation @ self.angular_velocity_rad_s,
             linear_velocity_m_s=rotation @ self.linear_velocity_m_s,
             covariance=both @ self.covariance @ both.T)
+
+    def of_either_sign(self) -> MotionEstimate:
+        """Zero, with a covariance that holds this motion and its negative."""
+        twist = np.concatenate([self.linear_velocity_m_s, self.angular_velocity_rad_s])
+        return replace(self, angular_velocity_rad_s=np.zeros(3), linear_velocity_m_s=np.zeros(3),
+                       covariance=self.covariance + np.outer(twist, twist))
 
     def negated(self) -> MotionEstimate:
         """The other of the two motions that blur alone cannot tell apart."""

@@ -35,6 +35,8 @@ ARGUMENTS = {
     'camera_info_topic': ('', 'their intrinsics; empty for camera_info beside image_topic'),
     'exposure_topic': ('', 'their exposure times, with use_exposure_topic:=true; '
                            'empty for exposure_time beside image_topic'),
+    'depth_topic': ('', 'their aligned depth, with use_depth_topic:=true; '
+                        'empty for depth beside image_topic'),
     'rviz': ('false', 'true starts RViz 2 with a view of images, axes and rates'),
     'rviz_config': (f'{CONFIG}/visual_imu.rviz', 'what RViz 2 shows'),
     'fixed_frame': ('', 'frame that RViz 2 looks from; empty for the one in rviz_config'),
@@ -71,12 +73,13 @@ def start(context: LaunchContext) -> list[Action]:
     image_topic = PurePosixPath(given['image_topic'])
     info_topic = given['camera_info_topic'] or image_topic.with_name('camera_info')
     exposure_topic = given['exposure_topic'] or image_topic.with_name('exposure_time')
+    depth_topic = given['depth_topic'] or image_topic.with_name('depth')
     node = LifecycleNode(
         package=PACKAGE, executable='visual_imu', name='visual_imu',
         namespace=given['namespace'], output='screen',
         parameters=[given['params_file'], overrides, clock],
         remappings=[('image', str(image_topic)), ('camera_info', str(info_topic)),
-                    ('exposure_time', str(exposure_topic))],
+                    ('exposure_time', str(exposure_topic)), ('depth', str(depth_topic))],
         ros_arguments=['--log-level', f'visual_imu:={given["log_level"]}'])
     viewers = viewer(given, clock) if given['rviz'].lower() == 'true' else []
     if given['autostart'].lower() != 'true':

@@ -315,3 +315,19 @@ def test_conversions_read_messages_that_are_not_of_rclpy():
     msg = SimpleNamespace(encoding='mono8', width=2, height=1, step=2, is_bigendian=False,
                           data=np.array([3, 4], np.uint8))
     np.testing.assert_array_equal(conversions.image_from_msg(msg), [[3, 4]])
+
+
+@pytest.mark.parametrize('encoding, kind, unit', [
+    ('16UC1', '<u2', 1e-3), ('16UC1', '>u2', 1e-3), ('32FC1', '<f4', 1.0), ('32FC1', '>f4', 1.0)])
+def test_depth_is_read_in_metres_whatever_its_encoding(encoding, kind, unit):
+    values = np.array([[1.0, 0.0, 2.5], [4.0, 0.5, 3.0]])
+    pixels = np.rint(values / unit).astype(kind) if unit < 1 else values.astype(kind)
+    padded = np.zeros((2, pixels.itemsize * 3 + 5), np.uint8)
+    padded[:, :-5] = pixels.view(np.uint8)
+    msg = SimpleNamespace(encoding=encoding, width=3, height=2, step=padded.shape[1],
+                          is_bigendian=kind[0] == '>', data=padded.tobytes())
+    expected = np.where(values > 0, values, np.nan)
+    np.testing.assert_allclose(conversions.depth_from_msg(msg), expected, rtol=1e-6)
+    for broken in ({'encoding': 'rgb8'}, {'step': 1}, {'data': msg.data[:-1]}, {'height': 0}):
+        with pytest.raises(InputError, match='depth'):
+            conversions.depth_from_msg(SimpleNamespace(**{**vars(msg), **broken}))

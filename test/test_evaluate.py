@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import ConfigError, SynchronizationError
 from image_as_imu_ros.evaluation import sync
-from image_as_imu_ros.evaluation.evaluate import Evaluation, score
+from image_as_imu_ros.evaluation.evaluate import Evaluation, evaluate, score
 from image_as_imu_ros.evaluation.report import table_of, write_report
+from image_as_imu_ros.evaluation.sources import open_recording
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord, Gyroscope, Recording, Stream
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, MotionEstimate
 
@@ -229,3 +231,17 @@ def test_report_replaces_its_own_files_alone(evaluation: Evaluation, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'angular_velocity.png', 'estimates.csv', 'gain.png', 'notes.txt', 'report.html',
         'summary.json']
+
+
+def test_smoothing_gives_every_frame_its_own_later_and_better_estimate(
+        gyroscope, sequence_folder):
+    recording = open_recording(sequence_folder)
+    causal, smoothed = (evaluate(recording, gyroscope, 'stream', StreamConfig(
+        smoothing_frames=frames)) for frames in (0, 2))
+    stamps_ns = [record.stamp_ns for record in recording.streams[0].records]
+    for evaluation in (causal, smoothed):
+        assert [each.stamp_ns for each in evaluation.streams[0].estimates] == stamps_ns
+    assert smoothed.metrics['evaluated'] > causal.metrics['evaluated']  # the first one, too
+    errors = [np.linalg.norm(each.metrics['protocols']['interpolated']['rotation_rmse_rad_s'])
+              for each in (causal, smoothed)]
+    assert errors[1] < errors[0]

@@ -131,9 +131,14 @@ class Peer(Node):
         self.wait(lambda: self.received['diagnostics'], 'diagnostics')
         return self.received['diagnostics'][-1].status[0]
 
+    @property
+    def node_values(self) -> dict[str, str]:
+        """Every line of the newest diagnostics."""
+        return {pair.key: pair.value for pair in self.status.values}
+
     def value(self, key: str) -> str:
         """Value of the newest diagnostics."""
-        return {pair.key: pair.value for pair in self.status.values}[key]
+        return self.node_values[key]
 
     def frame(self, index: int, stamp_ns: int) -> tuple[CameraInfo, ExposureTime, Image]:
         """Messages of one frame of the sequence."""
@@ -688,3 +693,69 @@ def test_process_that_cannot_start_says_why_and_exits_with_1(parameter, complain
     assert process.returncode == 1
     assert complaint in log
     assert 'Traceback' not in log
+
+
+# Rolling shutter, estimated exposure, depth, smoothing
+
+
+def test_each_band_of_rows_gets_its_message(blurred_sequence):
+    bands, readout_s = 4, 0.02
+    with Rig(blurred_sequence, readout_time=readout_s, **{'stream.subframe_rates': bands}) as peer:
+        activate(peer)
+        for answers in (1, 1 + bands, 1 + 2 * bands):
+            peer.publish(*peer.next_frame())
+            peer.wait(lambda answers=answers: len(peer.received['motion']) >= answers,
+                      'the bands of each image')
+        peer.wait(lambda: len(peer.received['imu/data_raw']) == 2 * bands, 'their Imu messages')
+        last = peer.received['motion'][-bands:]
+    assert [msg.row_band_index for msg in last] == list(range(bands))
+    assert {msg.row_band_count for msg in last} == {bands}
+    middle_ns = START_NS + round((2 * blurred_sequence.interval_s + 0.5 * (
+        blurred_sequence.exposure_time_s + readout_s)) * 1e9)
+    expected_ns = [middle_ns + round(readout_s * 1e9 * ((band + 0.5) / bands - 0.5))
+                   for band in range(bands)]
+    assert [stamp_to_ns(msg.header.stamp) for msg in last] == pytest.approx(expected_ns, abs=5)
+
+
+def test_exposure_is_estimated_and_said_so(blurred_sequence):
+    with Rig(blurred_sequence, exposure_time=0.0, stamp_reference='start',
+             **{'stream.exposure_mode': 'estimate'}) as peer:
+        activate(peer)
+        while True:
+            motion = peer.send()
+            if motion.exposure_source != MotionEstimate.EXPOSURE_UNKNOWN:
+                break
+            assert peer.sent < 60
+        peer.wait(lambda: peer.value('exposure source') == 'estimated', 'the source')
+        assert '+-' in peer.value('estimated exposure [ms]')
+    assert motion.exposure_source == MotionEstimate.EXPOSURE_ESTIMATED
+    assert motion.exposure_time == pytest.approx(blurred_sequence.exposure_time_s, rel=0.4)
+    begin_ns = START_NS + round((peer.sent - 1) * blurred_sequence.interval_s * 1e9)
+    assert stamp_to_ns(motion.header.stamp) - begin_ns == pytest.approx(
+        5e8 * motion.exposure_time, abs=10)
+
+
+def test_depth_image_scales_the_linear_velocity(blurred_sequence):
+    with Rig(blurred_sequence, use_depth_topic=True) as peer:
+        publisher = peer.create_publisher(Image, 'depth', qos_profile_sensor_data)
+        activate(peer)
+        peer.wait(lambda: publisher.get_subscription_count() == 1, 'the subscription to depth')
+        speeds = []
+        for encoding, value in (('16UC1', np.uint16(4000)), ('32FC1', np.float32(4.0))):
+            frame = peer.next_frame()
+            rows, columns = 60, 80
+            depth = Image(height=rows, width=columns, encoding=encoding,
+                          step=columns * value.itemsize, header=frame[2].header)
+            depth.data.frombytes(np.full((rows, columns), value).tobytes())
+            publisher.publish(depth)
+            peer.send(frame)
+            peer.wait(lambda: 'median depth [m]' in peer.node_values, 'the depth')
+            assert peer.value('median depth [m]') == '4.00'
+            speeds.append(np.linalg.norm(vector(peer.received['motion'][-1].linear_velocity)))
+    assert all(speed > 0.0 for speed in speeds)
+
+
+def test_smoothing_is_refused_live(blurred_sequence):
+    with Rig(blurred_sequence, **{'stream.smoothing_frames': 2}) as peer:
+        assert not peer.change_state(Transition.TRANSITION_CONFIGURE)
+        assert 'smoothing_frames' in peer.status.message

@@ -197,6 +197,13 @@ def test_an_existing_folder_is_not_overwritten(recording):
         write_recording(config, folder)
 
 
+def test_recording_states_its_readout_time(tmp_path):
+    write_recording(RecordingConfig(seed=3, duration=0.5, width=64, height=48, focal_length=50.0,
+                                    readout_time=0.03), tmp_path / 'rolling')
+    (stream,) = open_recording(tmp_path / 'rolling').streams
+    assert {record.readout_time_s for record in stream.records} == {0.03}
+
+
 def test_exposure_must_fit_into_the_frame_interval():
     with pytest.raises(ConfigError, match='exposure_time'):
         RecordingConfig(frame_rate=100.0, exposure_time=0.02)

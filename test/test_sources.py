@@ -191,6 +191,18 @@ def test_sequence_of_several_cameras(sequence_folder: Path):
         open_recording(sequence_folder, options=RecordingOptions(camera='up'))
 
 
+def test_sequence_may_tell_its_readout_time(sequence_folder: Path):
+    def readout_s() -> float:
+        return open_recording(sequence_folder).streams[0].records[3].readout_time_s
+
+    assert readout_s() == 0.0
+    (sequence_folder / 'meta.json').write_text(json.dumps({'readout_time_s': 0.025}))
+    assert readout_s() == 0.025
+    (sequence_folder / 'meta.json').write_text(json.dumps({'readout_time_s': -1}))
+    with pytest.raises(DataFormatError, match='readout_time_s'):
+        readout_s()
+
+
 def test_unknown_exposure_stays_unknown_unless_told(sequence_folder: Path):
     rewrite(sequence_folder / 'frames.csv', ',0.01,320', ',,320')
     assert open_recording(sequence_folder).streams[0].records[0].exposure_time_s is None

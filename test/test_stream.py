@@ -8,7 +8,8 @@ import pytest
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import SynchronizationError
 from image_as_imu_ros.evaluation.metrics import mean_nees, rmse, sign_accuracy
-from image_as_imu_ros.stream import GATE, BlurGain, RotationFilter, StreamEstimator
+from image_as_imu_ros.rotation_filter import GATE, BlurGain, RotationFilter
+from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import EstimateStatus
 
 

@@ -45,6 +45,8 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
                         help='cameras of a sequence folder, or image topics of a bag')
     parser.add_argument('--exposure', type=float, metavar='S',
                         help='exposure time where the recording states none')
+    parser.add_argument('--depth', action='store_true',
+                        help='use the depth images of a StrayScanner folder')
     add_rotation_argument(parser, 'gyroscope')
     topics = parser.add_argument_group('rosbags')
     topics.add_argument('--stamp-reference', default='start', choices=('start', 'middle', 'end'),
@@ -60,7 +62,7 @@ def read_recording_options(arguments: argparse.Namespace) -> RecordingOptions:
     return RecordingOptions(
         arguments.image_size, arguments.camera, arguments.R, arguments.exposure,
         arguments.stamp_reference, arguments.image_topic, arguments.camera_info_topic,
-        arguments.imu_topic, arguments.exposure_topic)
+        arguments.imu_topic, arguments.exposure_topic, arguments.depth)
 
 
 def add_rotation_argument(parser: argparse.ArgumentParser, target: str) -> None:

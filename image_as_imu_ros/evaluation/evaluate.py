@@ -83,38 +83,41 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
 
     Frames that cannot be used are skipped and counted by reason.
 
-    :param mode: `single`, each image by itself and unsigned, or `stream`, causal and signed
+    :param mode: `single`, each image by itself and unsigned, or `stream`, signed, and causal
+        unless `smoothing_frames` of the config says otherwise
     :param progress: show a bar on stderr where that is a terminal
     :raises ConfigError: if the mode is unknown
     :raises DataFormatError: if no frame at all could be estimated
     :raises SynchronizationError: if no image lies within the gyroscope's record
     """
     _check_mode(mode)
-    from image_as_imu_ros.stream import StreamEstimator
+    from image_as_imu_ros.smoothing import SmoothedStream
     skipped, times_ms, results = Counter(recording.skipped), [], []
     with tqdm(total=recording.frame_count, unit='frame',
               disable=None if progress else True) as bar:
         for stream in recording.streams:
-            step = gyroscope.estimate if mode == 'single' else StreamEstimator(
-                gyroscope, stream_config).process
-            estimates: list[MotionEstimate | None] = []
+            smoothed = SmoothedStream(gyroscope, stream_config)
+            estimates: dict[int, MotionEstimate] = {}
+            read = 0
             for row, (record, stored) in enumerate(zip(stream.records, stream.read())):
-                estimate = None
+                read = row + 1
                 try:
                     _check_exposure(stream, row)
                     frame = record.with_image(stored.decode())
                     start = time.perf_counter()
-                    estimate = step(frame)
+                    final = [gyroscope.estimate(frame)] if mode == 'single' \
+                        else smoothed.process(frame)
                     times_ms.append(1e3 * (time.perf_counter() - start))
+                    estimates |= {estimate.stamp_ns: estimate for estimate in final}
                 except InputError as error:
                     skipped[str(error)] += 1
-                estimates.append(estimate)
                 bar.update()
-            missing = len(stream.records) - len(estimates)
+            estimates |= {estimate.stamp_ns: estimate for estimate in smoothed.finish()}
+            missing = len(stream.records) - read
             if missing:
                 skipped['image is missing at the end of the recording'] += missing
-                estimates += [None] * missing
-            results.append(StreamEstimates(stream, tuple(estimates)))
+            results.append(StreamEstimates(stream, tuple(
+                estimates.get(record.stamp_ns) for record in stream.records)))
     if not times_ms:
         reasons = '; '.join(f'{count} x {reason}' for reason, count in skipped.most_common(3))
         raise DataFormatError(f'no frame of {recording.source} could be estimated: {reasons}')

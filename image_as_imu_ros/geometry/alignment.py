@@ -8,6 +8,7 @@ starting motions, coarse to fine, over rotation and the translation of a scene a
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ MIN_OVERLAP = 0.35
 MAX_PIXELS = 6000
 NEIGHBOURHOOD_PX = 15
 BLUR_STEP_PX = 1.6
+MAX_VIEWS = 24
 PIXELS_PER_WITNESS = 200.0
 """Neighbouring residuals are alike: so many pixels count as one independent witness."""
 TRANSLATION_PRIOR = 0.15
@@ -71,22 +73,34 @@ class Level:
         if strength.size > MAX_PIXELS:
             chosen = np.argpartition(-strength.ravel(), MAX_PIXELS)[:MAX_PIXELS]
         self.earlier = earlier
-        self.camera, self.inverse_camera = intrinsics.matrix, np.linalg.inv(intrinsics.matrix)
+        self.intrinsics = intrinsics
         self.values = later.ravel()[chosen]
         self.jacobian = gx.ravel()[chosen, None] * matrix[chosen, 0] \
             + gy.ravel()[chosen, None] * matrix[chosen, 1]
         rows, columns = np.divmod(chosen, later.shape[1])
         self.pixels = np.stack([columns, rows, np.ones_like(rows)]).astype(np.float32)
+        self.offset_px = np.zeros((2, 1), np.float32)
+
+    def part(self, chosen: np.ndarray, offset_px: np.ndarray) -> Level:
+        """
+        Some of the pixels, each displaced by so much more than the common motion tells.
+
+        :param chosen: (N,) bool, n of them
+        :param offset_px: (2, n)
+        """
+        part = copy.copy(self)
+        part.values, part.jacobian = self.values[chosen], self.jacobian[chosen]
+        part.pixels, part.offset_px = self.pixels[:, chosen], offset_px
+        return part
 
     def sample(self, rotation: np.ndarray,
                translation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Earlier image as the later camera would see it: values (N,), and which lie inside."""
         height, width = self.earlier.shape
-        turned = rotation * (1.0 - translation[2]) + np.outer(translation, rotation[2])
-        homography = self.camera @ turned @ self.inverse_camera
+        homography = turned_homography(self.intrinsics, rotation, translation)
         x, y, z = homography.astype(np.float32) @ self.pixels
         z = np.maximum(z, 1e-3)
-        x, y = x / z, y / z
+        x, y = x / z - self.offset_px[0], y / z - self.offset_px[1]
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
         values = cv2.remap(self.earlier, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return values.reshape(-1), inside
@@ -128,6 +142,45 @@ class Level:
                          float((size < 2.5 * noise).mean()))
 
 
+def turned_homography(intrinsics: CameraIntrinsics, rotation: np.ndarray,
+                      translation: np.ndarray) -> np.ndarray:
+    """
+    Homography from the later image's pixels to the earlier one's, of a scene at one depth.
+
+    :param rotation: (3, 3), of the later camera in the earlier one's axes
+    :param translation: (3,), over the depth
+    :returns: (3, 3), px
+    """
+    turned = rotation * (1.0 - translation[2]) + np.outer(translation, rotation[2])
+    return intrinsics.matrix @ turned @ np.linalg.inv(intrinsics.matrix)
+
+
+def views_along(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray,
+                step_px: float, least: int = 1) -> list[tuple[float, np.ndarray]]:
+    """
+    What a camera sees in even steps along a motion over an exposure.
+
+    :param image: (h, w) float32, in the middle of the exposure
+    :param motion: (6,) w T and v T / Z
+    :param step_px: longest step of any pixel, up to MAX_VIEWS steps
+    :param least: fewest steps
+    :returns: time in exposures, -0.5 to 0.5, and view of each
+    """
+    corners = np.array([[0.0, 0.0], [intrinsics.width_px, intrinsics.height_px]])
+    reach = np.linalg.norm(motion_field_matrix(corners, intrinsics) @ motion, axis=-1).max()
+    steps = int(np.clip(np.ceil(reach / step_px), least, MAX_VIEWS))
+    if steps == 1:
+        return [(0.0, image)]
+    times = (np.arange(steps) + 0.5) / steps - 0.5
+    path = times[:, None] * motion
+    homographies = plane_homography(intrinsics, Rotation.from_rotvec(path[:, :3]).as_matrix(),
+                                    path[:, 3:], FACING)
+    return [(float(time), cv2.warpPerspective(image, homography, image.shape[::-1],
+                                              flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                                              borderMode=cv2.BORDER_REPLICATE))
+            for time, homography in zip(times, homographies)]
+
+
 def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray) -> np.ndarray:
     """
     Add the blur of a motion (w T, v T / Z) to an image.
@@ -135,21 +188,15 @@ def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarra
     :param image: (h, w) float32
     :param motion: (6,), either sign gives the same
     """
-    corners = np.array([[0.0, 0.0], [intrinsics.width_px, intrinsics.height_px]])
-    reach = np.linalg.norm(motion_field_matrix(corners, intrinsics) @ motion, axis=-1).max()
-    steps = min(int(np.ceil(reach / BLUR_STEP_PX)), 24)
-    if steps <= 1:
-        return image
-    times = (np.arange(steps) + 0.5) / steps - 0.5
-    path = times[:, None] * motion
-    homographies = plane_homography(intrinsics, Rotation.from_rotvec(path[:, :3]).as_matrix(),
-                                    path[:, 3:], FACING)
-    total = np.zeros_like(image)
-    for homography in homographies:
-        total += cv2.warpPerspective(image, homography, image.shape[::-1],
-                                     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                                     borderMode=cv2.BORDER_REPLICATE)
-    return total / steps
+    views = views_along(image, intrinsics, motion, BLUR_STEP_PX)
+    return sum(view for _, view in views) / len(views)
+
+
+def robust_weights(residual: np.ndarray) -> np.ndarray:
+    """Weights (N,) of least squares: inverse variance, less for outliers and for neighbours."""
+    size = np.abs(residual)
+    noise = 1.4826 * float(np.median(size)) + 1e-9
+    return 1.0 / ((1.0 + (size / (2.5 * noise)) ** 2) ** 2 * (PIXELS_PER_WITNESS * noise ** 2))
 
 
 class PairAligner:

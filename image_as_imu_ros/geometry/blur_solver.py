@@ -46,6 +46,7 @@ INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
 COARSE_ITERATIONS = 10
 FINE_ITERATIONS = 2
+NEAR_ITERATIONS = 8
 SPARSE = 4
 """Every other row and column."""
 FINALISTS = 2
@@ -321,7 +322,7 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     def solution(mode: Mode) -> BlurSolution:
         value = objective.cell_values(mode.motion[None])[0][0]
         gain = max(float(value.sum()) * objective.weight - ignorance, 0.0)
-        covariance = _covariance(sparse_probability, sparse_matrix, mode.motion, sparse)
+        covariance = spread_covariance(sparse_probability, sparse_matrix, mode.motion, sparse)
         covariance += mode.length_variance * np.outer(mode.motion, mode.motion)
         return BlurSolution(
             mode.motion, covariance, float(value.mean()),
@@ -340,6 +341,33 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
         modes = _modes(peaks, judge(Hills(peaks, heights, profiles * sparse.weight)))
     best, *others = (solution(mode) for mode in modes)
     return replace(best, alternatives=tuple(others))
+
+
+def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
+               starts: np.ndarray, share: float) -> list[BlurSolution]:
+    """
+    Find the hills above starts, as for a part of an image of which much is expected.
+
+    :param log_probability, matrix: as for `solve_blur`, of a part of the cells
+    :param starts: motions (K, 6)
+    :param share: of the image's cells
+    :returns: distinct motions, the likeliest first; their `information` is not known
+    """
+    log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
+    # as much against the prior as the whole image would have, lest it shorten every blur
+    objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
+    found, heights = objective.climb(starts, NEAR_ITERATIONS)
+    probability = np.exp(log_probability)
+    solutions = []
+    for motion in _distinct(found[np.argsort(-heights)]):
+        value = objective.cell_values(motion[None])[0][0]
+        solutions.append(BlurSolution(
+            motion, spread_covariance(probability, matrix, motion, objective, 1.0),
+            float(value.mean()), 0.0,
+            float(np.mean(value > log_probability.max(axis=1) - 3.0)),
+            float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))),
+            log_posterior=float(value.sum()) / CELLS_PER_WITNESS))
+    return solutions
 
 
 @dataclass(frozen=True)
@@ -406,8 +434,8 @@ def _starts(probability: np.ndarray, matrix: np.ndarray, focal_px: float) -> np.
     return np.pad(np.array(rotations), ((0, 0), (0, 3)))
 
 
-def _covariance(probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
-                objective: BlurObjective) -> np.ndarray:
+def spread_covariance(probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
+                      objective: BlurObjective, thinning: float = SPARSE) -> np.ndarray:
     """Inverse information: each cell's own spread around the solution, witnesses counted once."""
     flow = (matrix @ motion).astype(np.float32)
     facing = np.sign(flow @ BIN_DISPLACEMENTS_PX.T)
@@ -422,7 +450,7 @@ def _covariance(probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
     inverse = np.stack([np.stack([vv, -uv], -1), np.stack([-uv, uu], -1)], -2) \
         / (uu * vv - uv * uv)[:, None, None]
     information = np.einsum('nai,nab,nbj->ij', matrix, inverse, matrix, optimize=True)
-    information = information.astype(float) * SPARSE / CELLS_PER_ERROR
+    information = information.astype(float) * thinning / CELLS_PER_ERROR
     information[3:, 3:] += np.eye(3) / translation_spread(motion[None], objective.focal_px)[0]
     covariance = np.linalg.inv(information)
     covariance[:3, :3] += np.eye(3) * (SHARED_ERROR_PX / objective.focal_px) ** 2

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import cv2
 import numpy as np
 
 from image_as_imu_ros.types import CameraIntrinsics
 
 SIZE_MULTIPLE_PX = 8
+DEPTH_SPREAD_PX = 2.5
+"""Reach of the median that tells the depth at a point."""
 
 
 class WorkingCamera:
@@ -66,6 +70,33 @@ class WorkingCamera:
         """
         rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
         return self._reduced(rgb)
+
+    def depth_at(self, depth_m: np.ndarray, points_px: np.ndarray) -> np.ndarray:
+        """
+        Look up a depth image of the source camera, of any resolution.
+
+        :param depth_m: (H, W), NaN where unknown
+        :param points_px: (..., 2), pixels of the working image
+        :returns: (...), m, the median around each point; NaN where nothing there is known
+        """
+        spread = np.array([-DEPTH_SPREAD_PX, 0.0, DEPTH_SPREAD_PX])
+        around = points_px[..., None, None, :] + np.stack(np.meshgrid(spread, spread), axis=-1)
+        x, y = around[..., 0], around[..., 1]
+        if self._map is None:
+            x, y = x + self._left, y + self._top
+        else:
+            columns = np.rint(x).astype(int).clip(0, self.intrinsics.width_px - 1)
+            rows = np.rint(y).astype(int).clip(0, self.intrinsics.height_px - 1)
+            x, y = (each[rows, columns] for each in self._map)
+        height, width = depth_m.shape
+        columns = np.rint((x + 0.5) * (width / self._reduced_size[0]) - 0.5).astype(int)
+        rows = np.rint((y + 0.5) * (height / self._reduced_size[1]) - 0.5).astype(int)
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        depth = depth_m[rows.clip(0, height - 1), columns.clip(0, width - 1)].astype(float)
+        depth[~inside | ~(depth > 0.0) | ~np.isfinite(depth)] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)  # a point may have nothing around it
+            return np.nanmedian(depth, axis=(-2, -1))
 
     def _reduced(self, image: np.ndarray) -> np.ndarray:
         """Reduce, undistort and crop an image of any number of channels."""

@@ -15,9 +15,14 @@ import torch
 from torch import nn
 
 from image_as_imu_ros.errors import ConfigError
-from image_as_imu_ros.geometry.blur_solver import BlurSolution, Hills, solve_blur
+from image_as_imu_ros.geometry.blur_solver import (
+    BlurSolution,
+    Hills,
+    solve_blur,
+    solve_near,
+)
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
-from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.geometry.motion_field import pixel_grid
 from image_as_imu_ros.model.length_critic import hill_features
 from image_as_imu_ros.model.network import (
     STRIDE_PX,
@@ -41,12 +46,14 @@ class Architecture(Protocol):
 
     colour: ClassVar[bool]
     """Whether it sees the working image in RGB rather than in gray."""
+    tells_depth: ClassVar[bool]
+    """Whether the network tells the depth of the scene, so that no measured one is used."""
 
     def __init__(self, network: nn.Module, device: str) -> None: ...
 
     @staticmethod
-    def matrix(intrinsics: CameraIntrinsics) -> np.ndarray:
-        """Motion field of a working image where the network's output is used, (..., 2, 6)."""
+    def points(intrinsics: CameraIntrinsics) -> np.ndarray:
+        """Where in a working image the network's output is used, (..., 2), px."""
 
     def observe(self, image: np.ndarray) -> Any:
         """Run the network on a working image, float32, 0 to 1, (h, w) gray or (h, w, 3) RGB."""
@@ -54,11 +61,16 @@ class Architecture(Protocol):
     def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the output tells; `start` (6,) is a further starting point."""
 
+    def solve_rows(self, output: Any, matrix: np.ndarray, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """Find motions that a band of rows tells, px, near starts (K, 6)."""
+
 
 class Distributions:
     """Distributions of displacements per cell of a gray image, and maximum a posteriori."""
 
     colour = False
+    tells_depth = False
 
     def __init__(self, network: DisplacementNetwork, device: str) -> None:
         self._device = device
@@ -69,10 +81,9 @@ class Distributions:
         self._distributions = distributions if device == 'cuda' else distributions.traced()
 
     @staticmethod
-    def matrix(intrinsics: CameraIntrinsics) -> np.ndarray:
-        """Motion field at the cells, (h / 8, w / 8, 2, 6)."""
-        cells = pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX)
-        return motion_field_matrix(cells, intrinsics)
+    def points(intrinsics: CameraIntrinsics) -> np.ndarray:
+        """Centres of the cells, (h / 8, w / 8, 2)."""
+        return pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX)
 
     def observe(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The image, and log-probabilities of its cells' displacements, (h / 8, w / 8, BINS)."""
@@ -93,21 +104,30 @@ class Distributions:
 
         return solve_blur(log_probability, matrix, start, judge)
 
+    def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """Find where the cells of a band agree, uphill from starts."""
+        centres_px = (np.arange(len(matrix)) + 0.5) * STRIDE_PX
+        inside = (centres_px >= rows.start) & (centres_px < rows.stop)
+        if not inside.any():
+            inside[np.abs(centres_px - 0.5 * (rows.start + rows.stop)).argmin()] = True
+        return solve_near(output[1][inside], matrix[inside], starts, float(inside.mean()))
+
 
 class Reference:
     """The paper's flow and depth of an RGB image, and linear least squares."""
 
     colour = True
+    tells_depth = True
 
     def __init__(self, network: ReferenceNetwork, device: str) -> None:
         self._device = device
         self._network = network.to(device)
 
     @staticmethod
-    def matrix(intrinsics: CameraIntrinsics) -> np.ndarray:
-        """Motion field at the pixels that the solver uses, (N, 2, 6)."""
-        return motion_field_matrix(sample_pixels(intrinsics.width_px, intrinsics.height_px),
-                                   intrinsics)
+    def points(intrinsics: CameraIntrinsics) -> np.ndarray:
+        """The pixels that the solver uses, (N, 2)."""
+        return sample_pixels(intrinsics.width_px, intrinsics.height_px)
 
     def observe(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Flow (N, 2) in px and depth (N,) in m at those pixels."""
@@ -122,6 +142,16 @@ class Reference:
               start: np.ndarray | None) -> BlurSolution:
         """Fit the motion field to the flow; linear, so that no start is needed."""
         return solve_flow(*output, matrix)
+
+    def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
+                   starts: np.ndarray) -> list[BlurSolution]:
+        """
+        Not of use: the paper's solver has no answer for a part of an image.
+
+        :raises ConfigError: always
+        """
+        raise ConfigError('subframe_rates: the reference network measures whole images only; '
+                          'use other weights or set it to 0')
 
 
 KNOWN = f'"{CompactNetwork.architecture}", "{ReferenceNetwork.architecture}" and ' \

@@ -80,6 +80,27 @@ def _image_through_cv_bridge(msg: Any) -> np.ndarray:
             f'image encoding "{msg.encoding}" cannot be read by cv_bridge: {error}') from error
 
 
+def depth_from_msg(msg: Any) -> np.ndarray:
+    """
+    Depth of a `sensor_msgs/Image`, (H, W) float32, m; NaN where unknown (REP-118).
+
+    :raises InputError: if it is neither 16UC1 (mm) nor 32FC1 (m), or its sizes contradict it
+    """
+    kinds = {'16UC1': (np.uint16, 1e-3), 'mono16': (np.uint16, 1e-3), '32FC1': (np.float32, 1.0)}
+    if msg.encoding not in kinds:
+        raise InputError(f'depth encoding "{msg.encoding}" is neither 16UC1 (mm) nor 32FC1 (m)')
+    kind, unit_m = kinds[msg.encoding]
+    row = msg.width * np.dtype(kind).itemsize
+    if not 0 < row <= msg.step or len(msg.data) < msg.step * msg.height or not msg.height:
+        raise InputError(f'depth image of {msg.width}x{msg.height} px has step {msg.step} and '
+                         f'{len(msg.data)} bytes')
+    order = '>' if msg.is_bigendian else '<'
+    rows = np.frombuffer(msg.data, np.uint8)[:msg.step * msg.height].reshape(msg.height, msg.step)
+    depth = np.ascontiguousarray(rows[:, :row]).view(np.dtype(kind).newbyteorder(order))
+    depth = depth.astype(np.float32) * np.float32(unit_m)
+    return np.where(np.isfinite(depth) & (depth > 0.0), depth, np.float32(np.nan))
+
+
 def image_from_compressed_msg(msg: Any) -> np.ndarray:
     """
     Pixels of a `sensor_msgs/CompressedImage`.
@@ -179,7 +200,8 @@ def motion_to_msg(estimate: MotionEstimate, frame_id: str, exposure_source: int,
         covariance=estimate.covariance.ravel(), status=int(estimate.status),
         sign_resolved=bool(estimate.sign_resolved), sign_margin=float(estimate.sign_margin),
         quality=float(estimate.quality), blur_extent_px=float(estimate.blur_extent_px),
-        inlier_share=float(estimate.inlier_share), row_band_index=0, row_band_count=1,
+        inlier_share=float(estimate.inlier_share), row_band_index=estimate.row_band_index,
+        row_band_count=estimate.row_band_count,
         processing_latency=processing_latency_s)
     _fill_vector(msg.angular_velocity, estimate.angular_velocity_rad_s)
     _fill_vector(msg.linear_velocity, estimate.linear_velocity_m_s)

@@ -53,6 +53,7 @@ class Monitor:
         self._received: deque[float] = deque()
         self._dropped: deque[float] = deque()
         self._estimated: deque[float] = deque()
+        self._measured: deque[float] = deque()
         self._published: deque[tuple[float, float, float]] = deque()
         self._totals: Counter[str] = Counter(received=0, estimated=0, published=0)
         self._restarts = 0
@@ -79,14 +80,17 @@ class Monitor:
             self._totals['estimated'] += 1
             self._estimated.append(time.monotonic())
 
-    def published(self, latency_s: float, processing_s: float) -> None:
+    def published(self, latency_s: float, processing_s: float, row_band: int = 0) -> None:
         """
         Count an Imu message.
 
         :param latency_s: from the image's stamp to the message, in the node's clock
         :param processing_s: from the image's arrival to the message
+        :param row_band: of its image; 0 begins another image
         """
         with self._lock:
+            if row_band == 0:
+                self._measured.append(time.monotonic())
             self._totals['published'] += 1
             self._published.append((time.monotonic(), latency_s, processing_s))
 
@@ -110,7 +114,7 @@ class Monitor:
     def _forget_old(self) -> None:
         """Drop events that have left the window."""
         start = time.monotonic() - WINDOW_S
-        for events in (self._received, self._dropped, self._estimated):
+        for events in (self._received, self._dropped, self._estimated, self._measured):
             while events and events[0] < start:
                 events.popleft()
         while self._published and self._published[0][0] < start:
@@ -134,8 +138,9 @@ class Monitor:
                     f'{dropped} of {received} images dropped; {self._last_drop}')
         if self.facts.get('exposure source') == 'unknown':
             return (DiagnosticStatus.WARN,
-                    'exposure unknown: set exposure_time or use_exposure_topic')
-        return DiagnosticStatus.OK, f'{len(self._published)} of {received} images measured'
+                    'exposure unknown: set exposure_time or use_exposure_topic, or '
+                    'stream.exposure_mode to estimate')
+        return DiagnosticStatus.OK, f'{len(self._measured)} of {received} images measured'
 
     def _values(self) -> dict[str, str]:
         """Every line of the report."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -13,6 +14,12 @@ from image_as_imu_ros.ros.conversions import stamp_to_ns
 
 COMPANION_WAIT_S = 0.05
 """How long an image waits for the camera_info and exposure that were sent along with it."""
+
+KEPT_DEPTHS = 4
+"""Depth images that are kept for images yet to come."""
+
+DEPTH_TOLERANCE_NS = 2_000_000
+"""By how much the stamp of a depth image may differ from its image's."""
 
 KEPT_EXPOSURES = 64
 """Exposures that are kept for images yet to come."""
@@ -34,6 +41,15 @@ class Arrival:
         return stamp_to_ns(self.image.header.stamp)
 
 
+class Taken(NamedTuple):
+    """An image with what has come of its companions."""
+
+    arrival: Arrival
+    camera_info: CameraInfo | None
+    exposure: ExposureTime | None
+    depth: Image | None
+
+
 class Inbox:
     """
     Holds one image: a newer one replaces it.
@@ -41,16 +57,18 @@ class Inbox:
     Filled by the executor's thread and emptied by the worker's.
 
     :param wants_exposure: whether each image has an ExposureTime message to wait for
+    :param wants_depth: whether each image has a depth image to wait for
     """
 
-    def __init__(self, wants_exposure: bool) -> None:
-        self._wants_exposure = wants_exposure
+    def __init__(self, wants_exposure: bool, wants_depth: bool = False) -> None:
+        self._wants_exposure, self._wants_depth = wants_exposure, wants_depth
         self._changed = threading.Condition()
         self._closed = False
         self._newest_stamp_ns: int | None = None
         self._waiting: Arrival | None = None
         self._camera_info: CameraInfo | None = None
         self._exposures: dict[int, ExposureTime] = {}
+        self._depths: dict[int, Image] = {}
 
     def put_image(self, msg: Image | CompressedImage) -> bool:
         """Leave an image; tell whether it replaced one that nobody took."""
@@ -72,10 +90,17 @@ class Inbox:
 
     def put_exposure(self, msg: ExposureTime) -> None:
         """Leave the exposure of the image with the same stamp."""
+        self._keep(self._exposures, msg, KEPT_EXPOSURES)
+
+    def put_depth(self, msg: Image) -> None:
+        """Leave the depth image of the image with nearly the same stamp."""
+        self._keep(self._depths, msg, KEPT_DEPTHS)
+
+    def _keep(self, kept: dict[int, Any], msg: Any, count: int) -> None:
         with self._changed:
-            self._exposures[stamp_to_ns(msg.header.stamp)] = msg
-            while len(self._exposures) > KEPT_EXPOSURES:
-                del self._exposures[next(iter(self._exposures))]
+            kept[stamp_to_ns(msg.header.stamp)] = msg
+            while len(kept) > count:
+                del kept[next(iter(kept))]
             self._changed.notify()
 
     def close(self) -> None:
@@ -84,9 +109,9 @@ class Inbox:
             self._closed = True
             self._changed.notify()
 
-    def take(self) -> tuple[Arrival, CameraInfo | None, ExposureTime | None] | None:
+    def take(self) -> Taken | None:
         """
-        Wait for an image, then shortly for its camera_info and exposure.
+        Wait for an image, then shortly for its camera_info, exposure and depth.
 
         The wait ends without them when the next image is there.
 
@@ -100,9 +125,18 @@ class Inbox:
                          or self._is_complete(arrival.stamp_ns)), COMPANION_WAIT_S)
             if self._closed:
                 return None
-            return arrival, self._camera_info, self._exposures.get(arrival.stamp_ns)
+            return Taken(arrival, self._camera_info, self._exposures.get(arrival.stamp_ns),
+                         self._depth(arrival.stamp_ns))
+
+    def _depth(self, stamp_ns: int) -> Image | None:
+        """Depth image of an image, if it is here."""
+        nearest = min(self._depths, key=lambda each: abs(each - stamp_ns), default=None)
+        if nearest is None or abs(nearest - stamp_ns) > DEPTH_TOLERANCE_NS:
+            return None
+        return self._depths[nearest]
 
     def _is_complete(self, stamp_ns: int) -> bool:
-        """Tell whether the camera_info and exposure of an image are here."""
+        """Tell whether all that belongs to an image is here."""
         return self._camera_info is not None and (
-            not self._wants_exposure or stamp_ns in self._exposures)
+            not self._wants_exposure or stamp_ns in self._exposures) and (
+            not self._wants_depth or self._depth(stamp_ns) is not None)

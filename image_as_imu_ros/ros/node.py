@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,19 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.config import NodeConfig, VisualImuConfig
-from image_as_imu_ros.errors import ImageAsImuError, InputError, SynchronizationError
+from image_as_imu_ros.errors import (
+    ConfigError,
+    ImageAsImuError,
+    InputError,
+    SynchronizationError,
+)
 from image_as_imu_ros.estimator import BlurObservation, VisualGyroscope
 from image_as_imu_ros.msg import ExposureTime
 from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
 from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, DriverExposure, is_rectified
 from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
-from image_as_imu_ros.ros.inbox import Arrival, Inbox
+from image_as_imu_ros.ros.inbox import Arrival, Inbox, Taken
 from image_as_imu_ros.ros.overlay import OverlayPainter
 from image_as_imu_ros.ros.parameters import NodeParameters
 from image_as_imu_ros.ros.transforms import TransformSource, open_transforms
@@ -62,6 +67,9 @@ WARNING_PERIOD_S = 5.0
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
+
+STAMP_SHIFTS = {'start': 0.5, 'middle': 0.0, 'end': -0.5}
+"""From the stamp to the middle of the exposure, in exposures."""
 
 EXPOSURE_SOURCES = {
     MotionEstimateMsg.EXPOSURE_UNKNOWN: 'unknown',
@@ -203,10 +211,13 @@ class VisualImu(LifecycleNode):
         Load the weights, warm up, and follow TF if an output frame is set.
 
         :raises WeightsError: if the weights are missing, corrupt or of another architecture
-        :raises ConfigError: if the device is not available, or nothing could tell the transform
-            to the output frame
+        :raises ConfigError: if the device is not available, nothing could tell the transform to
+            the output frame, or smoothing is asked for
         """
         config = self.config
+        if config.stream.smoothing_frames:
+            raise ConfigError(f'stream.smoothing_frames: {config.stream.smoothing_frames} is for '
+                              'offline use, as it needs images yet to come; set it to 0')
         if config.node.output_frame:
             self._transforms = open_transforms(
                 self, config.node.output_frame, config.node.camera_pose)
@@ -234,7 +245,7 @@ class VisualImu(LifecycleNode):
         self._newest_frame_ns = None
         source = MESSAGE_SOURCES.get(config.told_exposure)
         exposure_type = None if source is None else source.message_type()
-        self._inbox = Inbox(wants_exposure=source is not None)
+        self._inbox = Inbox(source is not None, config.use_depth_topic)
         observed: queue.Queue[Observed | None] = queue.Queue(maxsize=1)
         self._workers = (
             threading.Thread(target=self._observe_images, args=(self._inbox, observed),
@@ -248,6 +259,8 @@ class VisualImu(LifecycleNode):
             self._subscribe(exposure_type, source.topic, self._on_exposure, COMPANION_DEPTH)
         elif config.told_exposure == 'v4l2':
             self._driver_exposure = DriverExposure(self, config.exposure_node)
+        if config.use_depth_topic:
+            self._subscribe(Image, 'depth', self._inbox.put_depth, COMPANION_DEPTH)
         if config.image_transport == 'compressed':
             topic = self.resolve_topic_name('image') + '/compressed'
             self._subscribe(CompressedImage, topic, self._on_image, 1)
@@ -316,7 +329,7 @@ class VisualImu(LifecycleNode):
         """Run the network on the newest image until the inbox is closed."""
         while (taken := inbox.take()) is not None:
             with self._surviving():
-                observed.put(self._observe(*taken))
+                observed.put(self._observe(taken))
         observed.put(None)
 
     def _estimate_motions(self, observed: queue.Queue[Observed | None]) -> None:
@@ -338,22 +351,22 @@ class VisualImu(LifecycleNode):
             if self.context.ok():  # else it was interrupted while it published
                 self._drop(DropCause.INTERNAL, one_line(error), traceback.format_exc())
 
-    def _observe(self, arrival: Arrival, camera_info: CameraInfo | None,
-                 exposure_msg: ExposureTime | None) -> Observed:
+    def _observe(self, taken: Taken) -> Observed:
         """
         Decode an image and run the network on it.
 
         :raises FrameDropped: if the image yields no message
         """
         config = self.config
+        arrival, camera_info = taken.arrival, taken.camera_info
         if camera_info is None:
             raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
                                f'{self.resolve_topic_name("camera_info")}; remap it')
         driver = self._driver_exposure
-        exposure = choose_exposure(exposure_msg, config.node, arrival.interval_s,
+        exposure = choose_exposure(taken.exposure, config, arrival.interval_s,
                                    None if driver is None else driver.exposure_s)
         rectified = is_rectified(config.node.rectified, self.resolve_topic_name('image'))
-        frame = assemble_frame(arrival.image, camera_info, exposure, config.node, rectified)
+        frame = assemble_frame(taken, exposure, config.node, rectified)
         frame_id = arrival.image.header.frame_id or camera_info.header.frame_id
         if not frame_id:
             raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
@@ -371,19 +384,33 @@ class VisualImu(LifecycleNode):
         self._accept_stamp(stamp_ns, config)
         estimate = self._stream.join(observed.observation)
         self._newest_frame_ns = stamp_ns
-        source = exposure.source
+        source, shift_s = exposure.source, 0.0
         if exposure.time_s is None and estimate.exposure_time_s is not None:
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
+            shift_s = STAMP_SHIFTS[config.node.stamp_reference] * estimate.exposure_time_s
         self._monitor.estimated({
             'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
-            'sign': 'resolved' if estimate.sign_resolved else 'unresolved'})
+            'sign': 'resolved' if estimate.sign_resolved else 'unresolved',
+            **self._further_facts(observed)})
         output_frame = config.node.output_frame or frame_id
-        moved = estimate
-        if output_frame != frame_id:
-            moved = self._moved_to(output_frame, frame_id, estimate)
-        self._publish(moved, output_frame, source, observed.arrival, config.node)
+        for each in self._stream.bands or (estimate,):
+            each = replace(each, stamp_ns=each.stamp_ns + round(shift_s * 1e9))
+            if output_frame != frame_id:
+                each = self._moved_to(output_frame, frame_id, each)
+            self._publish(each, output_frame, source, observed.arrival, config.node)
         self._overlay.offer(observed.observation, estimate, frame_id,
                             config.estimator.scene_depth)
+
+    def _further_facts(self, observed: Observed) -> dict[str, str]:
+        """What the diagnostics tell of an estimated exposure and of measured depth."""
+        facts = {}
+        if self._stream.exposure_time_s is not None:
+            exposure_ms, deviation_ms = (1e3 * value for value in self._stream.exposure_time_s)
+            facts['estimated exposure [ms]'] = f'{exposure_ms:.2f} +- {deviation_ms:.2f}'
+        if self.config.node.use_depth_topic:
+            depth_m = observed.observation.depth_m
+            facts['median depth [m]'] = 'unknown' if depth_m is None else f'{depth_m:.2f}'
+        return facts
 
     def _accept_stamp(self, stamp_ns: int, config: VisualImuConfig) -> None:
         """
@@ -437,7 +464,8 @@ class VisualImu(LifecycleNode):
         if config.publish_twist:
             self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
         now_ns = self.get_clock().now().nanoseconds
-        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s)
+        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
+                                estimate.row_band_index)
 
     # Reports, from either thread
 
@@ -455,15 +483,21 @@ class VisualImu(LifecycleNode):
                                  self.get_clock().now().to_msg()))
 
 
-def choose_exposure(msg: ExposureTime | None, config: NodeConfig,
+def choose_exposure(msg: ExposureTime | None, settings: VisualImuConfig,
                     interval_s: float | None, driver_s: float | None = None) -> Exposure:
     """
     Exposure of an image: its own message, else the driver's or our parameter, else unknown.
+
+    Unknown, too, is one that is to be estimated.
 
     :param interval_s: time since the image before, where known
     :param driver_s: what a parameter of the camera driver tells
     :raises FrameDropped: if a time is not positive, or the exposure longer than the interval
     """
+    config = settings.node
+    if settings.stream.exposure_mode == 'estimate':
+        readout_s = config.readout_time if msg is None else msg.readout_time or config.readout_time
+        return Exposure(None, readout_s, MotionEstimateMsg.EXPOSURE_UNKNOWN)
     if msg is not None:
         exposure = Exposure(msg.exposure_time, msg.readout_time or config.readout_time,
                             MotionEstimateMsg.EXPOSURE_TOPIC)
@@ -484,29 +518,34 @@ def choose_exposure(msg: ExposureTime | None, config: NodeConfig,
     return exposure
 
 
-def assemble_frame(image_msg: Image | CompressedImage, camera_info: CameraInfo,
-                   exposure: Exposure, config: NodeConfig, rectified: bool = False) -> Frame:
+def assemble_frame(taken: Taken, exposure: Exposure, config: NodeConfig,
+                   rectified: bool = False) -> Frame:
     """
-    Decode an image, turn it upright and stamp it at the middle of its exposure.
+    Decode an image, with its depth, turn it upright and stamp it in mid-exposure.
 
     :param rectified: whether it is, so that P of camera_info describes it
-    :raises FrameDropped: if the image or its camera_info is unusable
+    :raises FrameDropped: if the image, its depth or its camera_info is unusable
     """
+    image_msg, depth_m = taken.arrival.image, None
     with dropping(DropCause.BAD_CAMERA_INFO):
-        intrinsics = conversions.intrinsics_from_msg(camera_info, rectified)
+        intrinsics = conversions.intrinsics_from_msg(taken.camera_info, rectified)
     with dropping(DropCause.BAD_IMAGE):
         if config.image_transport == 'compressed':
             image = conversions.image_from_compressed_msg(image_msg)
         else:
             image = conversions.image_from_msg(image_msg)
-    if config.image_rotation:
-        image = np.ascontiguousarray(np.rot90(image, config.image_rotation // 90))
+        if taken.depth is not None:
+            depth_m = conversions.depth_from_msg(taken.depth)
+    turns = config.image_rotation // 90
+    if turns:
+        image = np.ascontiguousarray(np.rot90(image, turns))
+        depth_m = None if depth_m is None else np.ascontiguousarray(np.rot90(depth_m, turns))
     # From either end, the middle of the centre row is half an exposure and half a readout away.
-    shift_s = {'start': 0.5, 'middle': 0.0, 'end': -0.5}[config.stamp_reference] * (
+    shift_s = STAMP_SHIFTS[config.stamp_reference] * (
         (exposure.time_s or 0.0) + exposure.readout_s)
     stamp_ns = conversions.stamp_to_ns(image_msg.header.stamp) + round(shift_s * 1e9)
     with dropping(DropCause.BAD_CAMERA_INFO):
-        return Frame(image, stamp_ns, intrinsics, exposure.time_s, exposure.readout_s)
+        return Frame(image, stamp_ns, intrinsics, exposure.time_s, exposure.readout_s, depth_m)
 
 
 def warm_up(stream: StreamEstimator) -> None:

@@ -22,7 +22,7 @@ ROOM_SIZE_M = (5.12, 2.816, 4.096)
 """Extent along the world axes x (right), y (down) and z (ahead); the origin is its centre."""
 MIP_LEVELS = 4
 SUPERSAMPLING = 2
-"""Rays per pixel and image axis."""
+"""Rays per pixel and image axis, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class RecordingConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.exposure_time + self.readout_time > 1 / self.frame_rate:
+        # rows are exposed while others are read, so that each time must fit, not their sum
+        if max(self.exposure_time, self.readout_time) > 1 / self.frame_rate:
             raise ConfigError(
-                f'exposure_time {self.exposure_time} s and readout_time {self.readout_time} s do '
-                f'not fit into a frame at {self.frame_rate} Hz; shorten them')
+                f'exposure_time {self.exposure_time} s or readout_time {self.readout_time} s does '
+                f'not fit into a frame at {self.frame_rate} Hz; shorten it')
 
     @property
     def intrinsics(self) -> CameraIntrinsics:
@@ -117,19 +118,21 @@ class Room:
 
 
 def expose(room: Room, trajectory: Trajectory, intrinsics: CameraIntrinsics, mid_s: float,
-           exposure_time_s: float, readout_time_s: float = 0.0) -> np.ndarray:
+           exposure_time_s: float, readout_time_s: float = 0.0,
+           supersampling: int = SUPERSAMPLING) -> np.ndarray:
     """
-    Gather the light of one exposure.
+    Gather the light of one exposure, each row at its own time where the shutter rolls.
 
     Instants are spaced so that nothing moves more than a pixel from one to the next.
 
     :param intrinsics: pinhole
     :param mid_s: middle of the exposure, of the middle row where the shutter rolls
+    :param supersampling: rays per pixel and image axis
     :returns: linear RGB, (H, W, 3) float32; 1 saturates the sensor
     """
-    width, height = intrinsics.width_px * SUPERSAMPLING, intrinsics.height_px * SUPERSAMPLING
-    x = ((np.arange(width) + 0.5) / SUPERSAMPLING - 0.5 - intrinsics.cx_px) / intrinsics.fx_px
-    y = ((np.arange(height) + 0.5) / SUPERSAMPLING - 0.5 - intrinsics.cy_px) / intrinsics.fy_px
+    width, height = intrinsics.width_px * supersampling, intrinsics.height_px * supersampling
+    x = ((np.arange(width) + 0.5) / supersampling - 0.5 - intrinsics.cx_px) / intrinsics.fx_px
+    y = ((np.arange(height) + 0.5) / supersampling - 0.5 - intrinsics.cy_px) / intrinsics.fy_px
     rows_s = mid_s + readout_time_s * ((np.arange(height) + 0.5) / height - 0.5)
     if readout_time_s == 0:
         rows_s = rows_s[:1]
@@ -177,6 +180,7 @@ def write_recording(config: RecordingConfig, folder: Path) -> Trajectory:
     bias = config.gyro_bias * rng.standard_normal(3)
     with SequenceFolder(folder, 'simulated room and hand shake', {
             'settings': dataclasses.asdict(config), 'gyro_bias_rad_s': bias.tolist(),
+            'readout_time_s': config.readout_time,
             }) as sequence:
         room = Room(config.seed)
         trajectory = Trajectory.hand_shake(config.seed, config.duration)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import architecture_of, build_network
 from image_as_imu_ros.model.weights import load_strictly
 from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from, write_checkpoint
@@ -235,7 +236,8 @@ def rotation_error(network: nn.Module, samples: list[Any], device: str) -> float
     for sample in samples:
         image = sample.rgb if architecture.colour else sample.gray
         output = architecture.observe(image.astype(np.float32) / 255.0)
-        found = architecture.solve(output, architecture.matrix(sample.intrinsics), None).motion[:3]
+        matrix = motion_field_matrix(architecture.points(sample.intrinsics), sample.intrinsics)
+        found = architecture.solve(output, matrix, None).motion[:3]
         true = sample.motion[:3]
         errors.append(min(np.linalg.norm(found - true), np.linalg.norm(found + true))
                       / (np.linalg.norm(true) + 1e-9))

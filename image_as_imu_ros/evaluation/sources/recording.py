@@ -100,6 +100,7 @@ class FrameRecord:
 
     `stamp_ns` is mid-exposure. The references are (3,), in the camera's optical axes, and None
     where unknown; an angular velocity here wins over the recording's gyroscope.
+    `depth` reads the aligned depth image, (h, w) m, where there is one that is to be used.
     `linear_velocity_stored_m_s` is the value as the recording states it, which the paper's
     protocol compares with; `linear_velocity_reference_m_s` is at this frame, in its own axes.
     """
@@ -111,6 +112,7 @@ class FrameRecord:
     angular_velocity_reference_rad_s: np.ndarray | None = None
     linear_velocity_reference_m_s: np.ndarray | None = None
     linear_velocity_stored_m_s: np.ndarray | None = None
+    depth: Callable[[], np.ndarray] | None = None
 
     def with_image(self, image: np.ndarray) -> Frame:
         """
@@ -119,7 +121,7 @@ class FrameRecord:
         :raises InputError: if image, intrinsics or exposure cannot be used
         """
         return Frame(image, self.stamp_ns, self.intrinsics, self.exposure_time_s,
-                     self.readout_time_s)
+                     self.readout_time_s, None if self.depth is None else self.depth())
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ class RecordingOptions:
     Topics and `stamp_reference` concern rosbags; `image_size` StrayScanner folders
     (`320x224` or `full`, None for the default). `camera` is a glob over camera names or image
     topics, `R_gyro_camera` (3, 3) overrides the rotation from camera to gyroscope axes,
-    `exposure_time_s` stands in where the recording has none.
+    `exposure_time_s` stands in where the recording has none. `depth` has depth images used, where
+    the recording has them.
     """
 
     image_size: str | None = None
@@ -204,3 +207,4 @@ class RecordingOptions:
     camera_info_topic: str | None = None
     imu_topic: str | None = None
     exposure_topic: str | None = None
+    depth: bool = False

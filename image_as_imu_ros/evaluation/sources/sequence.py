@@ -4,7 +4,7 @@ Sequence folders: frames.csv, gyro.csv and meta.json beside the images.
 frames.csv has one row per image and camera: file, t or t_mid (mid-exposure, s), exposure_s,
 width, height, fx, fy, cx, cy; optional camera, model and the references wx, wy, wz (rad/s) and
 vx, vy, vz (m/s) in that camera's axes. gyro.csv (t, wx, wy, wz) is in the axes of the first
-camera.
+camera. meta.json may tell the readout_time_s of a rolling shutter.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def open_sequence(folder: Path, options: RecordingOptions) -> Recording:
     angular_rad_s = _references(table, ('wx', 'wy', 'wz'))
     linear_m_s = _references(table, ('vx', 'vy', 'vz'))
 
+    readout_s = _readout_time_s(meta)
     rows_of: dict[str, list[int]] = {name: [] for name in wanted}
     intrinsics: dict[int, CameraIntrinsics] = {}
     for row, camera in enumerate(cameras):
@@ -83,7 +84,7 @@ def open_sequence(folder: Path, options: RecordingOptions) -> Recording:
         rows = rows_of[camera]
         records = tuple(
             FrameRecord(
-                int(stamps_ns[row]), intrinsics[row], exposures_s[row],
+                int(stamps_ns[row]), intrinsics[row], exposures_s[row], readout_s,
                 angular_velocity_reference_rad_s=angular_rad_s[row],
                 linear_velocity_reference_m_s=linear_m_s[row],
                 linear_velocity_stored_m_s=linear_m_s[row])
@@ -112,6 +113,13 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise DataFormatError(f'{path} is not a JSON object')
     return meta
+
+
+def _readout_time_s(meta: dict[str, Any]) -> float:
+    value = meta.get('readout_time_s', 0.0)
+    if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise DataFormatError(f'meta.json: readout_time_s {value!r} is not within 0 and 1 s')
+    return float(value)
 
 
 def _read_gyroscope(folder: Path, skipped: dict[str, int]) -> Gyroscope | None:

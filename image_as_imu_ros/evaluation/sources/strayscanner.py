@@ -3,13 +3,14 @@ StrayScanner recordings of an iPhone: as the app writes them, or as the paper pr
 
 An app's folder has rgb.mp4, odometry.csv, imu.csv and camera_matrix.csv; a processed one has
 rgb_320x224/ (and often rgb/), camera_matrix_320x224.csv, velocities.csv and opencv_poses.csv.
-The first row of odometry.csv has no image: image k belongs to row k + 1. ARKit stamps the
-middle of the exposure.
+The first row of odometry.csv has no image: image k belongs to row k + 1. Depth images, in mm,
+are numbered by row. ARKit stamps the middle of the exposure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,14 @@ def open_strayscanner(folder: Path, options: RecordingOptions) -> Recording:
             linear_velocity_reference_m_s=(
                 reference_m_s[k] if np.isfinite(reference_m_s[k]).all() else None))
         for k in numbers)
+    if options.depth:
+        depths = _numbered_files(folder / 'depth')
+        if not depths:
+            raise DataFormatError(f'{folder} has no depth images in depth/; leave out --depth')
+        # opencv_poses.csv, too, leaves the first row out
+        records = tuple(
+            replace(record, depth=partial(_read_depth, depths[k + 1], image_size))
+            if k + 1 in depths else record for k, record in zip(numbers, records))
     rotation = R_GYRO_CAMERA if options.R_gyro_camera is None else options.R_gyro_camera
     return Recording(
         folder, 'strayscanner', image_size,
@@ -94,7 +103,7 @@ def open_strayscanner(folder: Path, options: RecordingOptions) -> Recording:
         _read_gyroscope(folder, skipped), tuple(assumptions), skipped)
 
 
-def resize_and_crop(image: np.ndarray) -> np.ndarray:
+def resize_and_crop(image: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
     """
     Shrink a 4:3 image to 336x252 px and cut out its central 320x224 px, as the paper does.
 
@@ -103,7 +112,7 @@ def resize_and_crop(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     if width * 3 != height * 4:
         raise InputError(f'image of {width}x{height} px is not 4:3 as StrayScanner writes it')
-    small = cv2.resize(image, _RESIZED_PX, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, _RESIZED_PX, interpolation=interpolation)
     left, top = _crop_corner()
     return small[top:top + _CROPPED_PX[1], left:left + _CROPPED_PX[0]]
 
@@ -234,6 +243,14 @@ def _read_video(video: Path, small: bool, count: int) -> Iterator[StoredImage]:
 
 def _read_small(path: Path) -> np.ndarray:
     return resize_and_crop(read_image_file(path))
+
+
+def _read_depth(path: Path, image_size: str) -> np.ndarray:
+    """Depth over the view of the images, (h, w) float32 m, NaN where unknown."""
+    depth_mm = read_image_file(path)
+    if image_size == DEFAULT_IMAGE_SIZE:
+        depth_mm = resize_and_crop(depth_mm, cv2.INTER_NEAREST)
+    return np.where(depth_mm > 0, depth_mm.astype(np.float32) / 1000.0, np.nan)
 
 
 def _from_video(image_bgr: np.ndarray, small: bool) -> np.ndarray:

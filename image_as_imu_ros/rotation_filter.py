@@ -1,0 +1,229 @@
+"""Filters of the stream: the rotation of the camera, and the scale of its blur."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.linalg import expm
+
+RESOLVED_MARGIN = 2.0
+"""Log-likelihood ratio from which on a blur's sign counts as known."""
+MAX_SPEED_STD_RAD_S = 6.0
+"""A rate that is less certain than this is not published."""
+GATE = 50.0
+"""Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
+TWO_RATES = np.r_[12:15, 3:6]
+"""Where the rates at the last image and now are in the state of `RotationFilter`."""
+LEAST_INFORMATION = 1e-6
+"""Directions of a measurement that tell less, relative to the best, tell nothing."""
+
+
+def singer(elapsed_s: float, acceleration: float,
+           correlation_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Transition and noise of angle, rate and acceleration over some time, both (3, 3).
+
+    :param acceleration: rms of the acceleration, rad/s^2
+
+    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
+    """
+    steps = 12
+    dt = elapsed_s / steps
+    decay = np.exp(-dt / correlation_s)
+    step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
+    noise = np.zeros((3, 3))
+    transition = np.eye(3)
+    for _ in range(steps):
+        transition = step @ transition
+        noise = step @ noise @ step.T
+        noise[2, 2] += acceleration ** 2 * (1.0 - decay * decay)
+    return transition, noise
+
+
+@dataclass(frozen=True)
+class FilterStep:
+    """A filter's state at one frame, with what it was predicted from the frame before."""
+
+    begins: bool
+    """Whether there is no frame before."""
+    transition: np.ndarray
+    """(n, n), from the state at the frame before."""
+    predicted_mean: np.ndarray
+    predicted_covariance: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+@lru_cache(maxsize=64)
+def shaking(elapsed_s: float, length_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Angle, rate and its two derivatives of a rate that is a Matern-5/2 process of unit variance.
+
+    :param length_s: over which rates resemble each other
+    :returns: transition and noise over some time, and the covariance before anything is known
+        (the angle counted from there), each (4, 4)
+
+    Source: Hartikainen and Sarkka (2010), doi:10.1109/MLSP.2010.5589113; the noise by
+    Van Loan (1978), doi:10.1109/TAC.1978.1101743.
+    """
+    decay = np.sqrt(5.0) / length_s
+    drift = np.eye(4, k=1)
+    drift[3, 1:] = -decay ** 3, -3.0 * decay ** 2, -3.0 * decay
+    generator = np.zeros((8, 8))
+    generator[:4, :4], generator[4:, 4:] = -drift, drift.T
+    generator[3, 7] = 16.0 / 3.0 * decay ** 5
+    exponential = expm(generator * elapsed_s)
+    transition = exponential[4:, 4:].T
+    slope = decay ** 2 / 3.0
+    stationary = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, -slope], [0.0, 0.0, slope, 0.0],
+                           [0.0, -slope, 0.0, decay ** 4]])
+    return transition, transition @ exponential[:4, 4:], stationary
+
+
+class RotationFilter:
+    """
+    Kalman filter of the camera's rotation from image to image.
+
+    The state is the angle turned since the last image, the rate, its first and second
+    derivative, and the rate at the last image, three numbers each. Rates resemble each other over
+    LENGTH_S, and are of a size in proportion to the recent ones, as hand and body shake. Axes are
+    those of the camera.
+    """
+
+    LENGTH_S = 0.067
+    SPREAD_PER_RATE = 2.0
+    SPREAD_FLOOR_RAD_S = 0.03
+    INITIAL_RATE_RAD_S = 5.0
+    MEMORY_S = 0.3
+
+    def __init__(self) -> None:
+        self.recent_rate = self.INITIAL_RATE_RAD_S
+        stationary = np.zeros((5, 5))
+        stationary[:4, :4] = shaking(0.0, self.LENGTH_S)[2]
+        stationary[4, 4] = 1.0
+        self.mean = np.zeros(15)
+        self.covariance = np.kron(stationary, np.eye(3)) * self.INITIAL_RATE_RAD_S ** 2
+        self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def rate(self) -> np.ndarray:
+        """Angular velocity now, (3,) rad/s."""
+        return self.mean[3:6]
+
+    @property
+    def rate_covariance(self) -> np.ndarray:
+        """Its covariance, (3, 3), (rad/s)^2."""
+        return self.covariance[3:6, 3:6]
+
+    @property
+    def two_rates(self) -> np.ndarray:
+        """Angular velocity at the last image and now, (6,) rad/s."""
+        return self.mean[TWO_RATES]
+
+    @property
+    def two_rates_covariance(self) -> np.ndarray:
+        """Their covariance, (6, 6), (rad/s)^2."""
+        return self.covariance[np.ix_(TWO_RATES, TWO_RATES)]
+
+    def predict(self, elapsed_s: float) -> None:
+        """Go on by a gap; the angle is counted from its start."""
+        # steps of 10 us share their matrices
+        step, step_noise, _ = shaking(round(elapsed_s, 5), self.LENGTH_S)
+        transition, noise = np.zeros((5, 5)), np.zeros((5, 5))
+        transition[:4, 1:4] = step[:, 1:]
+        transition[4, 1] = 1.0
+        noise[:4, :4] = step_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
+                                      + self.SPREAD_FLOOR_RAD_S ** 2)
+        full = np.kron(transition, np.eye(3))
+        self.mean = full @ self.mean
+        self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
+        self._prediction = full, self.mean, self.covariance
+
+    @property
+    def step(self) -> FilterStep:
+        """The present state and how it came about; arrays are never changed in place."""
+        size = len(self.mean)
+        prediction = self._prediction or (np.eye(size), self.mean, self.covariance)
+        return FilterStep(self._prediction is None, *prediction, self.mean, self.covariance)
+
+    def likelihood(self, start: int, value: np.ndarray, covariance: np.ndarray) -> float:
+        """Squared Mahalanobis distance of a measurement of state entries start to start + 3."""
+        innovation = value - self.mean[start:start + 3]
+        spread = self.covariance[start:start + 3, start:start + 3] + covariance
+        return float(innovation @ np.linalg.solve(spread, innovation))
+
+    def update(self, start: int, value: np.ndarray, covariance: np.ndarray) -> None:
+        """Take in a measurement, trusted less the further it is outside the gate."""
+        self._update(np.eye(len(self.mean))[start:start + 3], value, covariance)
+
+    def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
+        """
+        Take in how the rates at the last image and now belong together.
+
+        :param rates: (6,) rad/s
+        :param information: (6, 6) their inverse covariance, which may be singular
+        """
+        power, directions = np.linalg.eigh(information)
+        told = power > LEAST_INFORMATION * power[-1]
+        directions = directions[:, told].T
+        self._update(directions @ np.eye(len(self.mean))[TWO_RATES], directions @ rates,
+                     np.diag(1.0 / power[told]))
+
+    def _update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
+        innovation, known = value - matrix @ self.mean, matrix @ self.covariance
+        spread = known @ matrix.T + covariance
+        spread *= max(1.0, float(innovation @ np.linalg.solve(spread, innovation)) / GATE)
+        gain = np.linalg.solve(spread, known).T
+        self.mean = self.mean + gain @ innovation
+        self.covariance = self.covariance - gain @ known
+        self.covariance = 0.5 * (self.covariance + self.covariance.T)
+
+    def remember(self, elapsed_s: float) -> None:
+        """Let the size of the motion to expect follow the rates."""
+        share = np.exp(-elapsed_s / self.MEMORY_S)
+        power = self.rate @ self.rate / 3.0
+        self.recent_rate = float(np.sqrt(share * self.recent_rate ** 2 + (1 - share) * power))
+
+
+class BlurGain:
+    """
+    By how much the blur overstates the motion, learnt from the rotation between frames.
+
+    A wrongly stated exposure and the network's own bias both scale all blur by one factor. Its
+    logarithm is a random walk, observed where blurs have a sign: their mean is compared with the
+    rotation over the same time.
+    """
+
+    PRIOR_STD = 0.3
+    DRIFT_STD = 0.01
+    RATIO_STD = 0.4
+    MIN_RATE_RAD_S = 1.5
+
+    def __init__(self, prior_std: float = PRIOR_STD) -> None:
+        self.log_gain = 0.0
+        self.variance = prior_std ** 2
+
+    def observe(self, blur_rate: np.ndarray, gap_rate: np.ndarray) -> None:
+        """
+        Compare the mean rate of blurs with the rate by the rotation between their frames.
+
+        :param blur_rate, gap_rate: (3,) rad/s
+        """
+        speed = np.linalg.norm(gap_rate)
+        along = blur_rate @ gap_rate / max(speed, 1e-9)
+        if min(along / self.value, speed) < self.MIN_RATE_RAD_S:
+            return
+        noise = self.RATIO_STD ** 2
+        innovation = np.log(along / speed) - self.log_gain
+        noise *= max(1.0, abs(innovation) / (2.0 * np.sqrt(self.variance + noise)))
+        self.variance += self.DRIFT_STD ** 2
+        share = self.variance / (self.variance + noise)
+        self.log_gain += share * innovation
+        self.variance *= 1.0 - share
+
+    @property
+    def value(self) -> float:
+        """Blur's rate over the true rate."""
+        return float(np.exp(self.log_gain))

@@ -1,0 +1,73 @@
+"""Look-ahead for recordings: each image's rate is estimated again once later images are known."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+
+from image_as_imu_ros.config import StreamConfig
+from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.rotation_filter import MAX_SPEED_STD_RAD_S, FilterStep
+from image_as_imu_ros.stream import StreamEstimator
+from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
+
+
+class SmoothedStream:
+    """
+    A stream whose estimates come `smoothing_frames` images late and know those images.
+
+    Rauch, Tung and Striebel's smoother over the stream's filter. With 0 frames it is the stream.
+
+    :param gyroscope: estimates single images; may be shared by several streams
+    """
+
+    def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig) -> None:
+        self._stream = StreamEstimator(gyroscope, config)
+        self._frames = config.smoothing_frames
+        self._pending: deque[tuple[MotionEstimate, FilterStep]] = deque()
+
+    def process(self, frame: Frame) -> list[MotionEstimate]:
+        """
+        Take in the next image, as `StreamEstimator.process`.
+
+        :returns: the estimates that have become final, in time order; often of an earlier image
+        """
+        estimate = self._stream.process(frame)
+        if not self._frames:
+            return [estimate]
+        step = self._stream.filter_step
+        final = self.finish() if step.begins else []
+        self._pending.append((estimate, step))
+        if len(self._pending) > self._frames:
+            final.append(self._release())
+        return final
+
+    def finish(self) -> list[MotionEstimate]:
+        """End the stream: the estimates that were waiting for later images."""
+        return [self._release() for _ in range(len(self._pending))]
+
+    def _release(self) -> MotionEstimate:
+        """Take out the oldest estimate, smoothed by all that follow."""
+        *earlier, (_, last) = self._pending
+        mean, covariance = last.mean, last.covariance
+        following = last
+        for _, step in reversed(earlier):
+            gain = np.linalg.solve(following.predicted_covariance,
+                                   following.transition @ step.covariance).T
+            mean = step.mean + gain @ (mean - following.predicted_mean)
+            covariance = step.covariance \
+                + gain @ (covariance - following.predicted_covariance) @ gain.T
+            following = step
+        estimate, _ = self._pending.popleft()
+        rate_covariance = 0.5 * (covariance + covariance.T)[3:6, 3:6]
+        if np.trace(rate_covariance) >= 3 * MAX_SPEED_STD_RAD_S ** 2:
+            return estimate
+        full = estimate.covariance.copy()
+        full[:3, 3:] = full[3:, :3] = 0.0
+        full[3:, 3:] = rate_covariance
+        return replace(
+            estimate, angular_velocity_rad_s=mean[3:6], covariance=full, sign_resolved=True,
+            status=EstimateStatus.OK if estimate.status is EstimateStatus.OK
+            else EstimateStatus.PREDICTED)
