@@ -34,6 +34,7 @@ STATUS_COLOURS = {
     EstimateStatus.SIGN_UNRESOLVED: (255, 120, 60), EstimateStatus.NO_SIGNAL: (170, 170, 170)}
 AXIS_COLOURS = {'x': (255, 80, 80), 'y': (80, 220, 80), 'z': (90, 140, 255)}
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+WARNING_PERIOD_S = 5.0
 LINE_PX, MARGIN_PX = 18, 8
 PANEL_HEIGHT_PX, PANEL_WIDTH_PX = 4 * LINE_PX + MARGIN_PX, 330
 BAR_LENGTH_PX, BAR_HEIGHT_PX = 70, 14
@@ -185,11 +186,18 @@ class OverlayPainter:
 
     def _paint(self) -> None:
         while (job := self._waiting.get()) is not None:
-            observation, estimate, frame_id, scene_depth_m = job
-            frame = observation.frame
-            if self._camera is None or self._camera.source != frame.intrinsics:
-                self._camera = WorkingCamera(frame.intrinsics, OVERLAY_SIZE_PX)
-            image = np.round(255.0 * self._camera.colour_image(frame.image)).astype(np.uint8)
-            canvas = draw_overlay(image, self._camera.intrinsics, estimate, scene_depth_m)
-            if self._node.context.ok():
-                self._publisher.publish(image_to_msg(canvas, estimate.stamp_ns, frame_id))
+            try:
+                self._publisher.publish(self._draw(*job))
+            except Exception as error:  # a picture is never worth the node
+                if self._node.context.ok():  # else it was interrupted while it published
+                    self._node.get_logger().warning(f'no overlay: {error}',
+                                                    throttle_duration_sec=WARNING_PERIOD_S)
+
+    def _draw(self, observation: BlurObservation, estimate: MotionEstimate, frame_id: str,
+              scene_depth_m: float) -> Image:
+        frame = observation.frame
+        if self._camera is None or self._camera.source != frame.intrinsics:
+            self._camera = WorkingCamera(frame.intrinsics, OVERLAY_SIZE_PX)
+        image = np.round(255.0 * self._camera.colour_image(frame.image)).astype(np.uint8)
+        canvas = draw_overlay(image, self._camera.intrinsics, estimate, scene_depth_m)
+        return image_to_msg(canvas, estimate.stamp_ns, frame_id)
