@@ -46,7 +46,7 @@ def test_a_replay_runs_in_the_bags_time_and_ends_with_it(bag, tmp_path):
         ours, theirs = (
             [message for _, message in messages] for messages in recorder.messages.values())
     assert status == 0, log.read_text()
-    assert 'the bag has ended' in log.read_text()
+    assert 'messages published' in log.read_text()
     assert len(ours) >= 3 and len(theirs) > 100, log.read_text()
     assert {message.header.frame_id for message in ours} == {'imu_link'}
     begin_ns, end_ns = (stamp_to_ns(theirs[index].header.stamp) for index in (0, -1))
