@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,19 @@ class NodeConfig:
         low=0.0, high=1.0, read_only=False)
     use_exposure_topic: bool = setting(
         False, "take each frame's exposure from the topic exposure_time (ExposureTime)")
+    exposure_source: str = setting(
+        'parameter', "what tells each frame's exposure, where use_exposure_topic is not set: the "
+        'parameter exposure_time, or messages on the topic exposure_time: of this package, of '
+        'realsense2_camera, of FLIR cameras or of camera_ros; v4l2: a parameter of exposure_node',
+        one_of=('parameter', 'topic', 'realsense', 'flir', 'libcamera', 'v4l2'))
+    exposure_node: str = setting(
+        '', 'name of the camera driver node whose parameters tell the exposure (v4l2)')
+    rectified: str = setting(
+        'auto', 'whether the images are rectified, so that P of camera_info counts and not K and '
+        'D; auto: where their topic is named image_rect...', one_of=('auto', 'yes', 'no'))
+    image_rotation: int = setting(
+        0, 'clockwise turn by which the driver rotates the images, while camera_info describes '
+        'them unrotated; 0, 90, 180 or 270', unit='deg', low=0, high=270)
     use_depth_topic: bool = setting(
         False, 'take the depth of the scene from the topic depth (Image, aligned with image)')
     readout_time: float = setting(
@@ -127,6 +141,9 @@ class NodeConfig:
         low=0.0, high=60.0, read_only=False)
     output_frame: str = setting(
         '', "frame of the published vectors; empty for the image's own optical frame")
+    camera_pose: str = setting(
+        '', 'mounting of the camera in output_frame, where no TF tells it: x y z roll pitch yaw '
+        '[m, rad] of its body axes (x forward, y left, z up)')
     publish_twist: bool = setting(True, 'publish ~/twist', read_only=False)
     diagnostics_period: float = setting(1.0, 'time between diagnostics', unit='s',
                                         low=0.1, high=60.0)
@@ -135,6 +152,29 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.camera_pose:
+            camera_pose_values(self.camera_pose)
+        if self.image_rotation % 90:
+            raise ConfigError(f'image_rotation: {self.image_rotation} is not 0, 90, 180 or 270')
+
+    @property
+    def told_exposure(self) -> str:
+        """What tells each frame's exposure: one of the values of `exposure_source`."""
+        return 'topic' if self.use_exposure_topic else self.exposure_source
+
+
+def camera_pose_values(text: str) -> tuple[float, ...]:
+    """
+    Numbers of a camera pose `x y z roll pitch yaw`, m and rad.
+
+    :raises ConfigError: if it is not six finite numbers
+    """
+    values: tuple[float, ...] = ()
+    with contextlib.suppress(ValueError):
+        values = tuple(float(word) for word in text.split())
+    if len(values) != 6 or not all(map(math.isfinite, values)):
+        raise ConfigError(f'camera_pose: "{text}" is not six numbers "x y z roll pitch yaw"')
+    return values
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,17 @@ def blurred_sequence() -> BlurredSequence:
 @pytest.fixture(scope='session')
 def blurred_frames(blurred_sequence: BlurredSequence) -> list[Frame]:
     """`blurred_sequence` as the core takes it."""
-    height, width = blurred_sequence.frames[0].image.shape[:2]
-    fx, fy, cx, cy = blurred_sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
-    exposure_s = blurred_sequence.exposure_time_s
+    return frames_of(blurred_sequence)
+
+
+def frames_of(sequence: BlurredSequence) -> list[Frame]:
+    """A sequence as the core takes it."""
+    height, width = sequence.frames[0].image.shape[:2]
+    fx, fy, cx, cy = sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
+    exposure_s = sequence.exposure_time_s
     return [Frame(frame.image, round((frame.start_s + exposure_s / 2) * 1e9),
                   CameraIntrinsics(width, height, fx, fy, cx, cy), exposure_s)
-            for frame in blurred_sequence.frames]
+            for frame in sequence.frames]
 
 
 @pytest.fixture(scope='session')
@@ -88,19 +93,7 @@ def gyroscope() -> VisualGyroscope:
 def sequence_folder(tmp_path: Path, blurred_sequence: BlurredSequence) -> Path:
     """Sequence folder of `blurred_sequence` with a 200 Hz gyroscope in camera axes."""
     folder = tmp_path / 'swing'
-    (folder / 'frames').mkdir(parents=True)
-    fx, fy, cx, cy = blurred_sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
-    rows = ['file,t_mid,exposure_s,width,height,fx,fy,cx,cy']
-    for index, frame in enumerate(blurred_sequence.frames):
-        name, (height, width) = f'frames/{index:04d}.jpg', frame.image.shape[:2]
-        cv2.imwrite(str(folder / name), frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        middle_s = frame.start_s + blurred_sequence.exposure_time_s / 2
-        rows.append(f'{name},{middle_s:.9f},{blurred_sequence.exposure_time_s},{width},{height},'
-                    f'{fx},{fy},{cx},{cy}')
-    (folder / 'frames.csv').write_text('\n'.join(rows) + '\n')
-    samples = [(time_s, *_angular_velocity(time_s)) for time_s in np.arange(-0.2, 1.0, 0.005)]
-    (folder / 'gyro.csv').write_text('t,wx,wy,wz\n' + ''.join(
-        ','.join(f'{value:.9f}' for value in sample) + '\n' for sample in samples))
+    write_sequence_folder(folder, blurred_sequence, _angular_velocity)
     return folder
 
 
@@ -159,9 +152,36 @@ def rewrite_bag() -> Callable[..., Path]:
     return rewrite
 
 
-def make_blurred_sequence(frames: int, seed: int) -> BlurredSequence:
-    """Average a texture, warped by exact rotation homographies, over each exposure."""
-    width, height, focal, exposure_s, interval_s, subframes = 320, 240, 300.0, 0.01, 1 / 30, 32
+def write_sequence_folder(folder: Path, sequence: BlurredSequence,
+                          rate: Callable[[float], np.ndarray]) -> None:
+    """Write a sequence as a folder with a 200 Hz gyroscope, which feels the given rate (rad/s)."""
+    (folder / 'frames').mkdir(parents=True)
+    fx, fy, cx, cy = sequence.camera_matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+    rows = ['file,t_mid,exposure_s,width,height,fx,fy,cx,cy']
+    for index, frame in enumerate(sequence.frames):
+        name, (height, width) = f'frames/{index:04d}.jpg', frame.image.shape[:2]
+        cv2.imwrite(str(folder / name), frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        middle_s = frame.start_s + sequence.exposure_time_s / 2
+        rows.append(f'{name},{middle_s:.9f},{sequence.exposure_time_s},{width},{height},'
+                    f'{fx},{fy},{cx},{cy}')
+    (folder / 'frames.csv').write_text('\n'.join(rows) + '\n')
+    end_s = sequence.frames[-1].start_s + 0.2
+    samples = [(time_s, *rate(time_s)) for time_s in np.arange(-0.2, end_s, 0.005)]
+    (folder / 'gyro.csv').write_text('t,wx,wy,wz\n' + ''.join(
+        ','.join(f'{value:.9f}' for value in sample) + '\n' for sample in samples))
+
+
+def make_blurred_sequence(frames: int, seed: int,
+                          rate_of: Callable[[float], np.ndarray] | None = None,
+                          exposure_s: float = 0.01) -> BlurredSequence:
+    """
+    Average a texture, warped by exact rotation homographies, over each exposure.
+
+    :param rate_of: angular velocity in camera axes by time, (3,) rad/s; the test trajectory's
+        unless told
+    """
+    rate_of = rate_of or _angular_velocity
+    width, height, focal, interval_s, subframes = 320, 240, 300.0, 1 / 30, 32
     step_s = exposure_s / subframes
     texture = _texture(np.random.default_rng(seed), 1024)
     to_texture = np.array([[focal, 0.0, 511.5], [0.0, focal, 511.5], [0.0, 0.0, 1.0]])
@@ -174,11 +194,11 @@ def make_blurred_sequence(frames: int, seed: int) -> BlurredSequence:
     for index in range(frames):
         start_s = index * interval_s
         while time_s < start_s - step_s / 2:
-            rotation = rotation @ _rotation(_angular_velocity(time_s) * step_s)
+            rotation = rotation @ _rotation(rate_of(time_s) * step_s)
             time_s += step_s
         light, rates = np.zeros((height, width, 3)), []
         for _ in range(subframes):
-            rate = _angular_velocity(time_s + step_s / 2)
+            rate = rate_of(time_s + step_s / 2)
             middle = rotation @ _rotation(rate * step_s / 2)
             light += cv2.warpPerspective(
                 texture, to_texture @ middle @ from_pixels, (width, height),

@@ -1,5 +1,6 @@
 """Messages to values and back; what is wrong in a message is said, never guessed."""
 
+import sys
 from types import SimpleNamespace
 
 import cv2
@@ -136,6 +137,28 @@ def test_padding_and_byte_order_never_change_the_pixels(width, height, padding, 
         conversions.image_from_msg(image_msg(gray, 'mono16', padding, big_endian)), gray)
     np.testing.assert_array_equal(
         conversions.image_from_msg(image_msg(colour, 'rgb8', padding)), colour)
+
+
+def test_rare_encodings_are_refused_where_cv_bridge_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cv_bridge', None)
+    with pytest.raises(InputError, match='"32FC1" is not supported; use one of rgb8'):
+        conversions.image_from_msg(image_msg(np.ones((4, 5), np.float32), '32FC1'))
+
+
+def test_a_cv_bridge_of_another_numpy_is_named_and_not_fatal(monkeypatch, tmp_path):
+    """Its import as it fails with NumPy 2 where it was built for NumPy 1."""
+    (tmp_path / 'cv_bridge.py').write_text(
+        "raise AttributeError('_ARRAY_API not found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'cv_bridge', raising=False)
+    with pytest.raises(InputError, match=f'does not work with NumPy {np.__version__}'):
+        conversions.image_from_msg(image_msg(np.ones((4, 5), np.float32), '32FC1'))
+
+
+def test_what_cv_bridge_cannot_read_either_is_an_input_error():
+    pytest.importorskip('cv_bridge')
+    with pytest.raises(InputError, match='cannot be read by cv_bridge'):
+        conversions.image_from_msg(image_msg(np.ones((6, 5), np.uint8), 'nv99'))
 
 
 @pytest.mark.parametrize('extension', ['.png', '.jpg'])

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +10,7 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy')
 
+from launching import interrupt, launch, needs_launch  # noqa: E402
 from lifecycle_msgs.msg import State  # noqa: E402
 from lifecycle_msgs.srv import GetState  # noqa: E402
 from rcl_interfaces.srv import GetParameters  # noqa: E402
@@ -26,23 +22,6 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = CHECKOUT / 'launch' / 'visual_imu.launch.py'
 PARAMS_FILE = CHECKOUT / 'config' / 'visual_imu.yaml'
 DEADLINE_S = 90.0
-
-LAUNCH = f"""
-import sys
-from launch import LaunchDescription, LaunchService
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-arguments = [text.split(':=', 1) for text in sys.argv[1:]]
-service = LaunchService(noninteractive=True)
-service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
-    PythonLaunchDescriptionSource({str(LAUNCH_FILE)!r}), launch_arguments=arguments)]))
-sys.exit(service.run())
-"""
-
-needs_launch = pytest.mark.skipif(
-    importlib.util.find_spec('launch_ros') is None,
-    reason='launch_ros is not installed; it comes with ROS, not from PyPI')
-
 
 @pytest.fixture
 def observer() -> Iterator[rclpy.node.Node]:
@@ -61,11 +40,7 @@ class Launched:
         self.observer = observer
         self.log = log
         self.clients: dict[str, rclpy.client.Client] = {}
-        prefixes = [sys.prefix, *filter(None, [os.environ.get('AMENT_PREFIX_PATH')])]
-        with log.open('w') as file:
-            self.process = subprocess.Popen(
-                [sys.executable, '-c', LAUNCH, *arguments], stdout=file, stderr=file,
-                env=dict(os.environ, AMENT_PREFIX_PATH=os.pathsep.join(prefixes)))
+        self.process = launch(LAUNCH_FILE, log, *arguments)
 
     def call(self, kind: type, name: str, request: object) -> object:
         """Answer of one of the node's services; None if it does not come in time."""
@@ -90,8 +65,7 @@ class Launched:
 
     def stop(self) -> int:
         """Interrupt as Ctrl-C does; exit status of the launch."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=30.0)
+        return interrupt(self.process)
 
 
 @pytest.fixture

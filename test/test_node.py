@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -35,12 +34,18 @@ from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_profile_sensor_data,
+)
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.ros.conversions import ns_to_stamp, stamp_to_ns
 from image_as_imu_ros.ros.node import VisualImu
+from image_as_imu_ros.ros.transforms import optical_transform
 
 FRAME_ID = 'camera_optical_frame'
 DEADLINE_S = 30.0
@@ -572,55 +577,54 @@ def test_activate_fails_on_a_bad_quality_of_service_and_says_why(blurred_sequenc
         assert 'nonsense' in peer.status.message
 
 
-def test_output_frame_without_tf2_is_refused(blurred_sequence, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'tf2_ros', None)
+def test_output_frame_without_any_transform_is_refused(blurred_sequence, monkeypatch):
+    for module in ('tf2_ros', 'tf2_msgs', 'tf2_msgs.msg'):
+        monkeypatch.setitem(sys.modules, module, None)
     with Rig(blurred_sequence, output_frame='imu_link') as peer:
         assert not peer.change_state(Transition.TRANSITION_CONFIGURE)
         peer.wait(lambda: peer.status.level == DiagnosticStatus.ERROR)
-        assert 'tf2_ros' in peer.status.message
+        assert 'tf2_ros' in peer.status.message and 'camera_pose' in peer.status.message
 
 
-@pytest.fixture
-def known_transforms(monkeypatch):
-    """Stand-in for tf2_ros, which comes with a ROS installation only, and what it knows."""
-    known: dict[tuple[str, str], TransformStamped] = {}
-    module = ModuleType('tf2_ros')
-    module.TransformException = type('TransformException', (Exception,), {})
-
-    class Buffer:
-        def lookup_transform(self, target, source, time):
-            if (target, source) not in known:
-                raise module.TransformException(f'"{target}" does not exist')
-            return known[target, source]
-
-    class TransformListener:
-        def __init__(self, buffer, node):
-            pass
-
-        def unregister(self):
-            pass
-    module.Buffer, module.TransformListener = Buffer, TransformListener
-    monkeypatch.setitem(sys.modules, 'tf2_ros', module)
-    return known
+def assert_rolled(motion: MotionEstimate, answers: Answers) -> None:
+    """In a frame that is the robot's: the camera looks along its x, and lies on its side."""
+    assert motion.header.frame_id == 'base_link'
+    x, y, z = vector(answers.motion[stamp_to_ns(motion.header.stamp)].angular_velocity)
+    np.testing.assert_allclose(vector(motion.angular_velocity), [z, y, -x], atol=1e-3)
 
 
-def test_output_frame_is_reached_through_tf(blurred_sequence, answers, known_transforms):
-    """The other frame is the camera's, rolled by 90 degrees; no TF gives no message."""
-    with Rig(blurred_sequence, output_frame='imu_link') as peer:
+def test_output_frame_is_reached_through_parameters(blurred_sequence, answers):
+    with Rig(blurred_sequence, output_frame='base_link',
+             camera_pose='0.1 0 0.2 1.57079633 0 0') as peer:
+        activate(peer)
+        assert_rolled(peer.send(), answers)
+
+
+@pytest.mark.parametrize('module', ['tf2_ros', 'tf2_msgs'])
+def test_output_frame_is_reached_through_tf(blurred_sequence, answers, module, monkeypatch):
+    """No TF gives no message; a transform that is told once is enough."""
+    pytest.importorskip(module)
+    from tf2_msgs.msg import TFMessage
+    if module == 'tf2_msgs':
+        monkeypatch.setitem(sys.modules, 'tf2_ros', None)
+    with Rig(blurred_sequence, output_frame='base_link') as peer:
         activate(peer)
         peer.publish(*peer.next_frame())
         peer.wait(lambda: int(peer.value('dropped: no transform')) == 1)
-        transform = TransformStamped()
-        transform.transform.rotation.z = transform.transform.rotation.w = np.sqrt(0.5)
-        known_transforms['imu_link', FRAME_ID] = transform
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        publisher = peer.create_publisher(TFMessage, '/tf_static', latched)
+        transform = TransformStamped(child_frame_id=FRAME_ID, transform=optical_transform(
+            0.1, 0.0, 0.2, np.pi / 2, 0.0, 0.0))
+        transform.header.frame_id = 'base_link'
+        publisher.publish(TFMessage(transforms=[transform]))
+        peer.wait(lambda: publisher.wait_for_all_acked(Duration(seconds=0))
+                  and publisher.get_subscription_count() == 1)
         motion = peer.send()
         assert peer.change_state(Transition.TRANSITION_DEACTIVATE)
         assert peer.change_state(Transition.TRANSITION_CLEANUP)
     assert len(peer.received['motion']) == 1
-    assert motion.header.frame_id == 'imu_link'
-    expected = vector(answers.motion[stamp_to_ns(motion.header.stamp)].angular_velocity)
-    np.testing.assert_allclose(
-        vector(motion.angular_velocity), [-expected[1], expected[0], expected[2]], atol=1e-3)
+    assert_rolled(motion, answers)
+
 
 
 def test_silence_is_diagnosed_and_then_health(peer, blurred_sequence):

@@ -191,8 +191,15 @@ def test_wheel_with_ros_holds_what_ros_looks_for(source_copy: Path) -> None:
             'share/image_as_imu_ros/package.xml',
             'share/image_as_imu_ros/msg/MotionEstimate.msg',
             'share/image_as_imu_ros/launch/visual_imu.launch.py',
+            'share/image_as_imu_ros/launch/visual_imu_ekf.launch.py',
+            'share/image_as_imu_ros/launch/replay.launch.py',
+            'share/image_as_imu_ros/launch/stereo.launch.py',
             'share/image_as_imu_ros/config/visual_imu.yaml',
-            'lib/image_as_imu_ros/imu_compare', 'lib/image_as_imu_ros/visual_imu'} <= set(data)
+            'share/image_as_imu_ros/config/visual_imu.rviz',
+            'share/image_as_imu_ros/config/ekf.yaml',
+            'share/image_as_imu_ros/config/foxglove.json',
+            'lib/image_as_imu_ros/imu_arrows', 'lib/image_as_imu_ros/imu_compare',
+            'lib/image_as_imu_ros/visual_imu'} <= set(data)
     assert any(name.startswith('lib/libimage_as_imu_ros__') for name in data)
     mode = wheel.getinfo(data['lib/image_as_imu_ros/visual_imu']).external_attr >> 16
     assert mode & 0o111 == 0o111, 'ros2 run needs an executable file'

@@ -136,6 +136,13 @@ def test_rate_changes_the_pace_but_not_the_stamps(short_bag):
     assert stamps_ns(imus)[-1] - stamps_ns(imus)[0] == pytest.approx(0.995e9)
 
 
+def test_excluded_topics_are_left_out(short_bag):
+    received, output, _ = record_whole_play(short_bag, {'/image': Image, '/imu': Imu},
+                                            '--exclude', '/imu', '/note')
+    assert len(received['/image']) == IMAGES and not received['/imu']
+    assert f'{IMAGES} messages published' in output
+
+
 def test_restamped_messages_happen_now(short_bag):
     before_ns = time.time_ns()
     received, _, _ = record_whole_play(short_bag, {'/image': Image, '/imu': Imu},

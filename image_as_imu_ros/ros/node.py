@@ -27,18 +27,25 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.config import NodeConfig, VisualImuConfig
-from image_as_imu_ros.errors import ConfigError, ImageAsImuError, InputError
+from image_as_imu_ros.errors import (
+    ConfigError,
+    ImageAsImuError,
+    InputError,
+    SynchronizationError,
+)
 from image_as_imu_ros.estimator import BlurObservation, VisualGyroscope
 from image_as_imu_ros.msg import ExposureTime
 from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
+from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, DriverExposure, is_rectified
 from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
 from image_as_imu_ros.ros.inbox import Arrival, Inbox, Taken
+from image_as_imu_ros.ros.overlay import OverlayPainter
 from image_as_imu_ros.ros.parameters import NodeParameters
+from image_as_imu_ros.ros.transforms import TransformSource, open_transforms
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import CameraIntrinsics, Frame, MotionEstimate
 
@@ -123,8 +130,8 @@ class VisualImu(LifecycleNode):
         self._monitor = Monitor()
         self._gyroscope: VisualGyroscope | None = None
         self._stream: StreamEstimator | None = None
-        self._transforms: Any = None
-        self._transform_listener: Any = None
+        self._transforms: TransformSource | None = None
+        self._driver_exposure: DriverExposure | None = None
         self._subscribed: list[Subscription] = []
         self._inbox: Inbox | None = None
         self._workers: tuple[threading.Thread, ...] = ()
@@ -135,6 +142,7 @@ class VisualImu(LifecycleNode):
         self._imu_publisher = self._publisher(Imu, '~/imu/data_raw')
         self._twist_publisher = self._publisher(TwistWithCovarianceStamped, '~/twist')
         self._motion_publisher = self._publisher(MotionEstimateMsg, '~/motion')
+        self._overlay = OverlayPainter(self)
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, '/diagnostics', OUTPUT_DEPTH)
         # Steady, so that a simulated clock that stands still does not silence them.
@@ -180,6 +188,7 @@ class VisualImu(LifecycleNode):
     def destroy_node(self) -> None:
         """Stop the workers, then destroy the node."""
         self._stop()
+        self._overlay.close()
         super().destroy_node()
 
     def _attempt(self, transition: str, action: Callable[[], None],
@@ -202,15 +211,16 @@ class VisualImu(LifecycleNode):
         Load the weights, warm up, and follow TF if an output frame is set.
 
         :raises WeightsError: if the weights are missing, corrupt or of another architecture
-        :raises ConfigError: if the device is not available, tf2_ros not installed, or
-            smoothing asked for
+        :raises ConfigError: if the device is not available, nothing could tell the transform to
+            the output frame, or smoothing is asked for
         """
         config = self.config
         if config.stream.smoothing_frames:
             raise ConfigError(f'stream.smoothing_frames: {config.stream.smoothing_frames} is for '
                               'offline use, as it needs images yet to come; set it to 0')
         if config.node.output_frame:
-            self._listen_to_transforms()
+            self._transforms = open_transforms(
+                self, config.node.output_frame, config.node.camera_pose)
         self._gyroscope = VisualGyroscope(config.estimator)
         self._stream = StreamEstimator(self._gyroscope, config.stream)
         warm_up(self._stream)
@@ -222,9 +232,9 @@ class VisualImu(LifecycleNode):
         self._gyroscope = self._stream = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        if self._transform_listener is not None:
-            self._transform_listener.unregister()
-            self._transform_listener = self._transforms = None
+        if self._transforms is not None:
+            self._transforms.close()
+            self._transforms = None
 
     def _start(self) -> None:
         """Forget the past, subscribe and start the workers."""
@@ -233,7 +243,9 @@ class VisualImu(LifecycleNode):
             worker.join()  # where it outlasted STOP_WAIT_S
         self._stream.reset()
         self._newest_frame_ns = None
-        self._inbox = Inbox(config.use_exposure_topic, config.use_depth_topic)
+        source = MESSAGE_SOURCES.get(config.told_exposure)
+        exposure_type = None if source is None else source.message_type()
+        self._inbox = Inbox(source is not None, config.use_depth_topic)
         observed: queue.Queue[Observed | None] = queue.Queue(maxsize=1)
         self._workers = (
             threading.Thread(target=self._observe_images, args=(self._inbox, observed),
@@ -243,9 +255,10 @@ class VisualImu(LifecycleNode):
         for worker in self._workers:
             worker.start()
         self._subscribe(CameraInfo, 'camera_info', self._inbox.put_camera_info, COMPANION_DEPTH)
-        if config.use_exposure_topic:
-            self._subscribe(ExposureTime, 'exposure_time', self._inbox.put_exposure,
-                            COMPANION_DEPTH)
+        if source is not None:
+            self._subscribe(exposure_type, source.topic, self._on_exposure, COMPANION_DEPTH)
+        elif config.told_exposure == 'v4l2':
+            self._driver_exposure = DriverExposure(self, config.exposure_node)
         if config.use_depth_topic:
             self._subscribe(Image, 'depth', self._inbox.put_depth, COMPANION_DEPTH)
         if config.image_transport == 'compressed':
@@ -261,6 +274,9 @@ class VisualImu(LifecycleNode):
         for subscription in self._subscribed:
             self.destroy_subscription(subscription)
         self._subscribed.clear()
+        if self._driver_exposure is not None:
+            self._driver_exposure.close()
+            self._driver_exposure = None
         if self._inbox is not None:
             self._inbox.close()
         end_s = time.monotonic() + STOP_WAIT_S
@@ -280,21 +296,6 @@ class VisualImu(LifecycleNode):
             kind, topic, callback, qos,
             qos_overriding_options=QoSOverridingOptions.with_default_policies()))
 
-    def _listen_to_transforms(self) -> None:
-        """
-        Follow TF.
-
-        :raises ConfigError: if tf2_ros is not installed
-        """
-        try:
-            from tf2_ros import Buffer, TransformListener
-        except ImportError as error:
-            raise ConfigError(
-                'output_frame needs tf2_ros, which is not installed; install it or leave '
-                'output_frame empty') from error
-        self._transforms = Buffer()
-        self._transform_listener = TransformListener(self._transforms, self)
-
     # Arrival, in the executor's thread
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
@@ -312,6 +313,15 @@ class VisualImu(LifecycleNode):
         if self._inbox.put_image(msg):
             self._drop(DropCause.BUSY, 'a newer image came before this one was processed; '
                        'lower the frame rate or estimator.working_size')
+
+    def _on_exposure(self, msg: Any) -> None:
+        source = MESSAGE_SOURCES[self.config.node.told_exposure]
+        try:
+            self._inbox.put_exposure(source.read(msg))
+        except InputError as error:
+            if source is not MESSAGE_SOURCES['libcamera']:  # which others share
+                self.get_logger().warning(f'no exposure: {error}',
+                                          throttle_duration_sec=WARNING_PERIOD_S)
 
     # Estimation, in the workers' threads
 
@@ -352,8 +362,11 @@ class VisualImu(LifecycleNode):
         if camera_info is None:
             raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
                                f'{self.resolve_topic_name("camera_info")}; remap it')
-        exposure = choose_exposure(taken.exposure, config, arrival.interval_s)
-        frame = assemble_frame(taken, exposure, config.node)
+        driver = self._driver_exposure
+        exposure = choose_exposure(taken.exposure, config, arrival.interval_s,
+                                   None if driver is None else driver.exposure_s)
+        rectified = is_rectified(config.node.rectified, self.resolve_topic_name('image'))
+        frame = assemble_frame(taken, exposure, config.node, rectified)
         frame_id = arrival.image.header.frame_id or camera_info.header.frame_id
         if not frame_id:
             raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
@@ -385,6 +398,8 @@ class VisualImu(LifecycleNode):
             if output_frame != frame_id:
                 each = self._moved_to(output_frame, frame_id, each)
             self._publish(each, output_frame, source, observed.arrival, config.node)
+        self._overlay.offer(observed.observation, estimate, frame_id,
+                            config.estimator.scene_depth)
 
     def _further_facts(self, observed: Observed) -> dict[str, str]:
         """What the diagnostics tell of an estimated exposure and of measured depth."""
@@ -421,13 +436,11 @@ class VisualImu(LifecycleNode):
 
         :raises FrameDropped: if TF does not know the two frames at the time of the image
         """
-        from tf2_ros import TransformException
         try:
-            transform = self._transforms.lookup_transform(
-                output_frame, frame_id, Time(nanoseconds=estimate.stamp_ns))
-        except TransformException as error:
+            transform = self._transforms.lookup(output_frame, frame_id, estimate.stamp_ns)
+        except SynchronizationError as error:
             raise FrameDropped(DropCause.NO_TRANSFORM, str(error)) from error
-        return conversions.moved_to_frame(estimate, transform.transform)
+        return conversions.moved_to_frame(estimate, transform)
 
     def _publish(self, estimate: MotionEstimate, frame_id: str, exposure_source: int,
                  arrival: Arrival, config: NodeConfig) -> None:
@@ -471,13 +484,14 @@ class VisualImu(LifecycleNode):
 
 
 def choose_exposure(msg: ExposureTime | None, settings: VisualImuConfig,
-                    interval_s: float | None) -> Exposure:
+                    interval_s: float | None, driver_s: float | None = None) -> Exposure:
     """
-    Exposure of an image: its own message, else the parameter, else unknown.
+    Exposure of an image: its own message, else the driver's or our parameter, else unknown.
 
     Unknown, too, is one that is to be estimated.
 
     :param interval_s: time since the image before, where known
+    :param driver_s: what a parameter of the camera driver tells
     :raises FrameDropped: if a time is not positive, or the exposure longer than the interval
     """
     config = settings.node
@@ -487,8 +501,8 @@ def choose_exposure(msg: ExposureTime | None, settings: VisualImuConfig,
     if msg is not None:
         exposure = Exposure(msg.exposure_time, msg.readout_time or config.readout_time,
                             MotionEstimateMsg.EXPOSURE_TOPIC)
-    elif config.exposure_time:
-        exposure = Exposure(config.exposure_time, config.readout_time,
+    elif driver_s or config.exposure_time:
+        exposure = Exposure(driver_s or config.exposure_time, config.readout_time,
                             MotionEstimateMsg.EXPOSURE_PARAMETER)
     else:
         return Exposure(None, config.readout_time, MotionEstimateMsg.EXPOSURE_UNKNOWN)
@@ -504,15 +518,17 @@ def choose_exposure(msg: ExposureTime | None, settings: VisualImuConfig,
     return exposure
 
 
-def assemble_frame(taken: Taken, exposure: Exposure, config: NodeConfig) -> Frame:
+def assemble_frame(taken: Taken, exposure: Exposure, config: NodeConfig,
+                   rectified: bool = False) -> Frame:
     """
-    Decode an image, with its depth, and stamp it at the middle of its exposure.
+    Decode an image, with its depth, turn it upright and stamp it in mid-exposure.
 
+    :param rectified: whether it is, so that P of camera_info describes it
     :raises FrameDropped: if the image, its depth or its camera_info is unusable
     """
     image_msg, depth_m = taken.arrival.image, None
     with dropping(DropCause.BAD_CAMERA_INFO):
-        intrinsics = conversions.intrinsics_from_msg(taken.camera_info)
+        intrinsics = conversions.intrinsics_from_msg(taken.camera_info, rectified)
     with dropping(DropCause.BAD_IMAGE):
         if config.image_transport == 'compressed':
             image = conversions.image_from_compressed_msg(image_msg)
@@ -520,6 +536,10 @@ def assemble_frame(taken: Taken, exposure: Exposure, config: NodeConfig) -> Fram
             image = conversions.image_from_msg(image_msg)
         if taken.depth is not None:
             depth_m = conversions.depth_from_msg(taken.depth)
+    turns = config.image_rotation // 90
+    if turns:
+        image = np.ascontiguousarray(np.rot90(image, turns))
+        depth_m = None if depth_m is None else np.ascontiguousarray(np.rot90(depth_m, turns))
     # From either end, the middle of the centre row is half an exposure and half a readout away.
     shift_s = STAMP_SHIFTS[config.stamp_reference] * (
         (exposure.time_s or 0.0) + exposure.readout_s)

@@ -47,7 +47,8 @@ class PlayOptions:
     `rate` is the speed, 1 as recorded. With `restamp`, header stamps are shifted as though the
     recording happened now; otherwise messages go out unchanged. `clock` publishes `/clock` in
     recorded time, for nodes with `use_sim_time`. `wait_for_subscribers_s` is how long to wait
-    for someone to subscribe to the images before the first message; 0 does not wait.
+    for someone to subscribe to the images before the first message; 0 does not wait. Topics in
+    `exclude` are left out, such as a `/tf_static` that contradicts the robot's.
 
     :raises ConfigError: if the rate or the waiting time is out of range
     """
@@ -57,6 +58,7 @@ class PlayOptions:
     restamp: bool = False
     clock: bool = False
     wait_for_subscribers_s: float = 0.0
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.rate <= 100:
@@ -118,7 +120,8 @@ class Player:
         self._statistics = statistics
         self._channels: dict[int, Channel] = {}
         for connection in reader.connections:
-            self._advertise(connection)
+            if connection.topic not in options.exclude:
+                self._advertise(connection)
         if not self._channels:
             raise DataFormatError('the bag has no topic of an installed type; '
                                   'install or source the packages of its types')
