@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import os
 import queue
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from rclpy.time import Time
+from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.config import NodeConfig, VisualImuConfig
@@ -60,6 +63,9 @@ WARNING_PERIOD_S = 5.0
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
+
+LAST_STAMP_NS = (2 ** 31 - 2) * 10 ** 9
+"""Stamps must leave room for the shift to the middle of the exposure."""
 
 EXPOSURE_SOURCES = {
     MotionEstimateMsg.EXPOSURE_UNKNOWN: 'unknown',
@@ -113,11 +119,13 @@ class VisualImu(LifecycleNode):
     newest image while the other solves, aligns and publishes the one before. An image that
     cannot be used is dropped, counted by cause in the diagnostics and reported in a throttled
     warning.
+
+    :param monitor: counts what happens to the images; for those who measure the node
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, monitor: Monitor | None = None, **options: Any) -> None:
         super().__init__('visual_imu', **options)
-        self._monitor = Monitor()
+        self._monitor = monitor or Monitor()
         self._gyroscope: VisualGyroscope | None = None
         self._stream: StreamEstimator | None = None
         self._transforms: Any = None
@@ -128,14 +136,15 @@ class VisualImu(LifecycleNode):
         self._last_warning_s: dict[DropCause, float] = {}
         self._newest_frame_ns: int | None = None
 
-        self._settings = NodeParameters(self)
+        self._diagnostics_timer: Timer | None = None
+        self._settings = NodeParameters(self, self._state, self._follow)
         self._imu_publisher = self._publisher(Imu, '~/imu/data_raw')
         self._twist_publisher = self._publisher(TwistWithCovarianceStamped, '~/twist')
         self._motion_publisher = self._publisher(MotionEstimateMsg, '~/motion')
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, '/diagnostics', OUTPUT_DEPTH)
         # Steady, so that a simulated clock that stands still does not silence them.
-        self.create_timer(
+        self._diagnostics_timer = self.create_timer(
             self.config.node.diagnostics_period, self._publish_diagnostics,
             clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -143,6 +152,21 @@ class VisualImu(LifecycleNode):
     def config(self) -> VisualImuConfig:
         """Present values of the parameters."""
         return self._settings.config
+
+    def _state(self) -> str:
+        """Present state of the lifecycle."""
+        return self._state_machine.current_state[1]
+
+    def _follow(self, config: VisualImuConfig) -> None:
+        """Hand on what may change while the node is configured."""
+        if self._gyroscope is not None:
+            self._gyroscope.config = config.estimator
+            self._stream.config = config.stream
+        period_ns = round(1e9 * config.node.diagnostics_period)
+        if self._diagnostics_timer is not None and (
+                self._diagnostics_timer.timer_period_ns != period_ns):
+            self._diagnostics_timer.timer_period_ns = period_ns
+            self._diagnostics_timer.reset()
 
     # Transitions
 
@@ -167,6 +191,13 @@ class VisualImu(LifecycleNode):
         """Free the weights."""
         self._free()
         return super().on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Clean up after a transition that broke down: the node may be configured again."""
+        self._monitor.failure = f'transition from {state.label} broke down; see the log'
+        self._stop()
+        self._free()
+        return super().on_error(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from whatever state."""
@@ -291,8 +322,9 @@ class VisualImu(LifecycleNode):
     def _on_image(self, msg: Image | CompressedImage) -> None:
         self._monitor.received()
         stamp_ns = conversions.stamp_to_ns(msg.header.stamp)
-        if stamp_ns <= 0:
-            self._drop(DropCause.ZERO_STAMP, 'image has no stamp; check the camera driver')
+        if not 0 < stamp_ns < LAST_STAMP_NS:
+            self._drop(DropCause.ZERO_STAMP, f'image has no usable stamp: {stamp_ns * 1e-9:.3f} '
+                       's; check the camera driver')
             return
         max_latency_s = self.config.node.max_latency
         age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9
@@ -367,7 +399,10 @@ class VisualImu(LifecycleNode):
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
         self._monitor.estimated({
             'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
-            'sign': 'resolved' if estimate.sign_resolved else 'unresolved'})
+            'sign': 'resolved' if estimate.sign_resolved else 'unresolved',
+            'blur extent [px]': f'{estimate.blur_extent_px:.1f}',
+            'angular velocity stddev [rad/s]': ', '.join(
+                f'{deviation:.3g}' for deviation in np.sqrt(np.diag(estimate.covariance)[3:]))})
         output_frame = config.node.output_frame or frame_id
         if output_frame != frame_id:
             estimate = self._moved_to(output_frame, frame_id, estimate)
@@ -427,7 +462,8 @@ class VisualImu(LifecycleNode):
         if config.publish_twist:
             self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
         now_ns = self.get_clock().now().nanoseconds
-        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s)
+        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
+                                sum(estimate.timing_ms.values()) * 1e-3)
 
     # Reports, from either thread
 
@@ -440,6 +476,7 @@ class VisualImu(LifecycleNode):
             self.get_logger().warning(f'image dropped, {cause.value}: {reason}\n{details}'.strip())
 
     def _publish_diagnostics(self) -> None:
+        self._monitor.facts |= memory_facts()
         self._diagnostics_publisher.publish(
             self._monitor.report(self.get_fully_qualified_name(),
                                  self.get_clock().now().to_msg()))
@@ -517,6 +554,15 @@ def keep_large_buffers() -> None:
         for parameter, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30),
                                 (M_TOP_PAD, 64 << 20)):
             mallopt(parameter, size)
+
+
+def memory_facts() -> dict[str, str]:
+    """Memory of this process, and of its tensors on the GPU where it uses one."""
+    resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    facts = {'memory [MiB]': f'{resident / 2 ** 20:.0f}', 'GPU memory [MiB]': '0'}
+    if torch.cuda.is_initialized():
+        facts['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2 ** 20:.0f}'
+    return facts
 
 
 def one_line(error: Exception) -> str:
