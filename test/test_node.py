@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -649,6 +650,15 @@ def node_process(*parameters: str) -> subprocess.Popen:
         cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
 
 
+def shared_memory_of(process_id: int) -> set[Path]:
+    """Files in /dev/shm that a process maps; none if it has ended."""
+    try:
+        maps = Path(f'/proc/{process_id}/maps').read_text()
+    except OSError:
+        return set()
+    return {Path(path) for path in re.findall(r' (/dev/shm/\S+)$', maps, re.M)}
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number):
     context = Context()
@@ -664,6 +674,7 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
             assert time.monotonic() < deadline, 'no Imu came'
             with contextlib.suppress(AssertionError):  # a frame may be lost, best effort
                 peer.send(deadline_s=3.0)
+        shared = shared_memory_of(process.pid)
         process.send_signal(number)
         busy = max(1.0, os.getloadavg()[0] / os.cpu_count())
         _, log = process.communicate(timeout=END_DEADLINE_S * busy)
@@ -674,6 +685,9 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
         context.shutdown()
     assert process.returncode == 0, log
     assert 'Traceback' not in log
+    assert shared, 'Fast DDS uses shared memory'
+    assert not {path for path in shared if path.exists()} - set().union(
+        *(shared_memory_of(int(path.name)) for path in Path('/proc').glob('[0-9]*')))
 
 
 @pytest.mark.parametrize('parameter, complaint', [

@@ -118,6 +118,24 @@ class Monitor:
             values=[KeyValue(key=key, value=value) for key, value in values.items()])
         return DiagnosticArray(header=Header(stamp=stamp), status=[status])
 
+    def totals(self) -> dict[str, int]:
+        """Images received, estimated, published and dropped so far."""
+        with self._lock:
+            return {**self._totals, 'dropped': sum(self._drops.values())}
+
+    def times_ms(self) -> dict[str, list[float]]:
+        """PERCENTILES of latency, processing time and overhead, ms; empty without messages."""
+        with self._lock:
+            self._forget_old()
+            return self._times_ms()
+
+    def _times_ms(self) -> dict[str, list[float]]:
+        if not self._published:
+            return {}
+        columns = 1e3 * np.array(self._published)[:, 1:].T
+        return {name: np.percentile(column, PERCENTILES).round(2).tolist()
+                for name, column in zip(('latency', 'processing', 'overhead'), columns)}
+
     def _forget_old(self) -> None:
         """Drop events that have left the window."""
         start = time.monotonic() - self._window_s
@@ -158,11 +176,9 @@ class Monitor:
         values = {
             'input rate [Hz]': f'{rate_hz(self._received):.1f}',
             'output rate [Hz]': f'{rate_hz([event[0] for event in self._published]):.1f}'}
-        if self._published:
-            times_ms = 1e3 * np.array(self._published)[:, 1:]
-            for name, column in zip(('latency', 'processing', 'overhead'), times_ms.T):
-                for percentile, value in zip(PERCENTILES, np.percentile(column, PERCENTILES)):
-                    values[f'{name} p{percentile} [ms]'] = f'{value:.2f}'
+        for name, times in self._times_ms().items():
+            for percentile, value in zip(PERCENTILES, times):
+                values[f'{name} p{percentile} [ms]'] = f'{value:.2f}'
         values |= {f'images {name}': str(count) for name, count in self._totals.items()}
         values['images dropped'] = str(sum(self._drops.values()))
         values |= {f'dropped: {cause.value}': str(self._drops[cause]) for cause in DropCause}

@@ -184,26 +184,29 @@ class VisualImu(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe; the weights stay loaded."""
-        self._stop()
+        with self._telling('deactivate'):
+            self._stop()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the weights."""
-        self._free()
+        with self._telling('cleanup'):
+            self._free()
         return super().on_cleanup(state)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Clean up after a transition that broke down: the node may be configured again."""
-        self._monitor.failure = f'transition from {state.label} broke down; see the log'
-        self._stop()
-        self._free()
-        return super().on_error(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from whatever state."""
-        self._stop()
-        self._free()
+        with self._telling('shutdown'):
+            self._stop()
+            self._free()
         return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Clean up after a transition that broke down: the node may be configured again."""
+        with self._telling('error processing'):
+            self._stop()
+            self._free()
+        return super().on_error(state)
 
     def destroy_node(self) -> None:
         """Stop the workers, then destroy the node."""
@@ -224,6 +227,16 @@ class VisualImu(LifecycleNode):
             return False
         self._monitor.failure = ''
         return True
+
+    @contextlib.contextmanager
+    def _telling(self, transition: str) -> Iterator[None]:
+        """Say what breaks a transition down, which rclpy swallows, before it has us clean up."""
+        try:
+            yield
+        except Exception as error:
+            self._monitor.failure = f'{transition} broke down: {one_line(error)}'
+            self.get_logger().error(f'{transition} broke down: {traceback.format_exc()}')
+            raise
 
     def _load(self) -> None:
         """
