@@ -65,6 +65,9 @@ STALE_S = 2.0
 MEMORY_LIMIT = 0.02
 """Change of the resident memory over the accelerated frames, relative."""
 FUZZ_RATE_HZ = 500.0
+ARRIVING_SHARE = 0.9
+LEAST_RATE_HZ = 300.0
+"""Frames come faster as long as this share of them reaches the node, and never more slowly."""
 MESSAGES_PER_RECOVERY = 1000
 COMPRESSED_SHARE = 0.2
 NODE_ARGUMENTS = {
@@ -260,7 +263,6 @@ class NodeProcess:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._begin_s = time.monotonic()
         arguments = [word for name, value in NODE_ARGUMENTS.items()
                      for word in ('-p', f'{name}:={value}')]
         with log.open('a') as output:
@@ -274,14 +276,15 @@ class NodeProcess:
         return pages * os.sysconf('SC_PAGE_SIZE') / 2 ** 20
 
     def wait_until_active(self, camera: SimulatedCamera) -> float:
-        """Time from the start until the node listens to the camera, s."""
+        """Time until the node listens to the camera, s."""
+        begin_s = time.monotonic()
         while camera.publishers_without_listener():
             if self.process.poll() is not None:
                 raise RuntimeError(f'the node ended: {self._log.read_text()[-2000:]}')
-            if time.monotonic() - self._begin_s > START_LIMIT_S:
+            if time.monotonic() - begin_s > START_LIMIT_S:
                 raise RuntimeError(f'the node does not start: {self._log.read_text()[-2000:]}')
             time.sleep(0.01)
-        return time.monotonic() - self._begin_s
+        return time.monotonic() - begin_s
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """Signal the process and tell its exit status."""
@@ -588,9 +591,9 @@ class Soak:
         """Frames as fast as the node takes them off DDS."""
         self._recover('start')
         end_s = time.monotonic() + 60 * self.plan.frame_minutes
-        rate_hz, received = 500.0, self._received()
-        sampled_s = time.monotonic()
-        since_sample = 0
+        rate_hz, received = 1000.0, self._received()
+        sampled_s = rated_s = time.monotonic()
+        since_sample = since_rated = 0
         frames = self.plan.frames
         with progress('frames', frames) as bar:
             for _ in range(frames):
@@ -605,10 +608,14 @@ class Soak:
                     if not self._alive():
                         break
                     self.result.memory_mib.append(self._node.memory_mib())
+                    since_rated += since_sample
+                    sampled_s, since_sample = now_s, 0
+                if now_s - rated_s > 10.0:
                     arrived = self._received() - received
                     received += arrived
-                    rate_hz *= 1.05 if arrived > 0.97 * since_sample else 0.9
-                    sampled_s, since_sample = now_s, 0
+                    rate_hz *= 1.2 if arrived > ARRIVING_SHARE * since_rated else 0.8
+                    rate_hz = max(rate_hz, LEAST_RATE_HZ)
+                    rated_s, since_rated = now_s, 0
                 ahead_s = since_sample / rate_hz - (now_s - sampled_s)
                 if ahead_s > 0.002:
                     time.sleep(ahead_s)

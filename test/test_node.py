@@ -690,6 +690,49 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
         *(shared_memory_of(int(path.name)) for path in Path('/proc').glob('[0-9]*')))
 
 
+OVERBURDENED = """
+import sys, torch
+from image_as_imu_ros.ros import node
+def toil(self, observation):
+    print('toiling', file=sys.stderr, flush=True)
+    matrix = torch.ones(1500, 1500)
+    while True:
+        matrix = matrix @ matrix
+node.warm_up = lambda stream: None
+node.StreamEstimator.join = toil
+sys.exit(node.main())
+"""
+
+
+def test_process_ends_cleanly_though_an_image_is_still_in_work(blurred_sequence):
+    arguments = [word for parameter in ('autostart:=true', 'max_latency:=0.0',
+                                        'exposure_time:=0.01', 'estimator.threads:=1')
+                 for word in ('-p', parameter)]
+    context = Context()
+    rclpy.init(context=context)
+    process = subprocess.Popen([sys.executable, '-c', OVERBURDENED, '--ros-args', *arguments],
+                               cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    peer = Peer(blurred_sequence, context)
+    spinner = Spinner(peer, context)
+    try:
+        peer.wait_until_matched(START_DEADLINE_S)
+        toiling = threading.Thread(target=lambda: next(
+            line for line in process.stderr if 'toiling' in line))
+        toiling.start()
+        while toiling.is_alive():
+            peer.publish(*peer.next_frame())
+            toiling.join(0.2)
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=START_DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+        spinner.stop()
+        context.shutdown()
+    assert process.returncode == 0, log
+    assert 'terminate' not in log
+
+
 @pytest.mark.parametrize('parameter, complaint', [
     ('max_latency:=99.0', 'max_latency'), ('estimator.weights:=no_such_weights', 'no_such')])
 def test_process_that_cannot_start_says_why_and_exits_with_1(parameter, complaint):

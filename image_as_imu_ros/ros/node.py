@@ -208,6 +208,11 @@ class VisualImu(LifecycleNode):
             self._free()
         return super().on_error(state)
 
+    @property
+    def working(self) -> bool:
+        """Whether a worker is still at an image: it may outlast a stop."""
+        return any(worker.is_alive() for worker in self._workers)
+
     def destroy_node(self) -> None:
         """Stop the workers, then destroy the node."""
         self._stop()
@@ -592,15 +597,16 @@ def main(args: list[str] | None = None) -> int:
     gc.freeze()  # what is imported stays: quicker collections, and a quicker exit
     keep_large_buffers()
     rclpy.init(args=args)
-    node = None
+    node, status = None, 0
     try:
         node = VisualImu()
         if node.config.node.autostart and not autostart(node):
-            return 1
-        rclpy.spin(node)
+            status = 1
+        else:
+            rclpy.spin(node)
     except ParameterException as error:
         rclpy.logging.get_logger('visual_imu').fatal(one_line(error))
-        return 1
+        status = 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception:
@@ -610,7 +616,10 @@ def main(args: list[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    if node is not None and node.working:  # threads in torch abort a Python that exits
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def autostart(node: VisualImu) -> bool:
