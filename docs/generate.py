@@ -86,7 +86,8 @@ CAUSES = {
 
 LICENCES = {
     'accelerate': 'Apache-2.0', 'embreex': 'BSD-2-Clause',
-    'matplotlib': 'PSF-based, BSD-compatible', 'numpy': 'BSD-3-Clause', 'opencv-python-headless': 'Apache-2.0', 'pyyaml': 'MIT',
+    'matplotlib': 'PSF-based, BSD-compatible', 'numpy': 'BSD-3-Clause',
+    'opencv-python-headless': 'Apache-2.0', 'pyyaml': 'MIT',
     'rosbags': 'Apache-2.0', 'safetensors': 'Apache-2.0', 'scipy': 'BSD-3-Clause',
     'tensorboard': 'Apache-2.0', 'timm': 'Apache-2.0', 'torch': 'BSD-3-Clause',
     'tqdm': 'MPL-2.0 AND MIT'}
