@@ -42,6 +42,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import serialize_message
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from tqdm import tqdm
 
@@ -60,8 +61,8 @@ RECOVERY_LIMIT_S = 1.0
 """From the first good image after a fault to the next Imu message."""
 GIVE_UP_S = 20.0
 """A recovery that takes longer is counted as none."""
-STALE_S = 2.0
-"""Answers to images that were sent longer ago are stale: twice the longest recovery."""
+STALE_S = 1.0
+"""Answers to images that were sent so long before the node began to work on them are stale."""
 MEMORY_LIMIT = 0.02
 """Change of the resident memory over the accelerated frames, relative."""
 FUZZ_RATE_HZ = 500.0
@@ -143,7 +144,7 @@ class Witness(Node):
         self._result = result
         self._changed = threading.Condition()
         self._sent_s: dict[int, float] = {}
-        self._newest_ns = {}
+        self._newest_sent_s: dict[str, float] = {}
         self.live = False
         """Whether stamps are of the wall clock, from a camera that is another process."""
         self.answers = 0
@@ -166,11 +167,6 @@ class Witness(Node):
             self._sent_s[stamp_ns] = now_s
             while len(self._sent_s) > 50_000:
                 del self._sent_s[next(iter(self._sent_s))]
-
-    def started_anew(self) -> None:
-        """Expect any stamp: time has jumped, or the node was restarted."""
-        with self._changed:
-            self._newest_ns.clear()
 
     def wait(self, condition: Callable[[], Any], limit_s: float) -> bool:
         """Whether the condition came true in time."""
@@ -226,15 +222,16 @@ class Witness(Node):
             fault = fault or 'without frame_id'
         with self._changed:
             self._result.counts[topic] += 1
+            sent_s = self._sent_s.get(stamp_ns, -math.inf)
             if self.live:
-                age_s = time.time() - stamp_ns * 1e-9
-            else:
-                age_s = now_s - self._sent_s.get(stamp_ns, -math.inf)
-            if age_s > STALE_S:
-                fault = fault or f'stale: its image is {age_s:.1f} s old (inf: never sent)'
-            if stamp_ns <= self._newest_ns.get(topic, -1):
-                fault = fault or 'not newer than the one before'
-            self._newest_ns[topic] = stamp_ns
+                sent_s = now_s - (time.time() - stamp_ns * 1e-9)
+            working_s = msg.processing_latency if topic == 'motion' else GIVE_UP_S
+            if now_s - sent_s > STALE_S + working_s:
+                fault = fault or (f'stale: sent {now_s - sent_s:.1f} s ago (inf: never), '
+                                  f'of which at work {working_s:.1f} s')
+            if sent_s < self._newest_sent_s.get(topic, -math.inf):
+                fault = fault or 'its image was sent before that of the last message'
+            self._newest_sent_s[topic] = sent_s
             self.answers += topic == 'imu/data_raw'
             self._changed.notify_all()
         if fault is not None:
@@ -309,7 +306,7 @@ class Soak:
 
     def run(self) -> Result:
         """Torment the node."""
-        rclpy.init(args=[])
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._camera = SimulatedCamera(PAN)
         self._compressed_publisher = self._camera.create_publisher(
             CompressedImage, 'image/compressed', 10)
@@ -328,6 +325,8 @@ class Soak:
             for phase in (self._fuzz, self._jump, self._stall_and_burst, self._kill,
                           self._accelerate):
                 phase()
+        except KeyboardInterrupt:
+            self.result.violated('interrupted before the end')
         finally:
             self._remember_totals()
             status = self._node.stop()
@@ -429,7 +428,6 @@ class Soak:
             bar.update()
             if number % MESSAGES_PER_RECOVERY == MESSAGES_PER_RECOVERY - 1 and (
                     spoilt_image == self._spoilt_image):
-                self._witness.started_anew()
                 self._recover('fuzz')
             ahead_s = (number + 1) / FUZZ_RATE_HZ - (time.monotonic() - begin_s)
             if ahead_s > 0.02:
@@ -477,7 +475,6 @@ class Soak:
         msg.header.stamp = self._some_stamp()
         if self._random.random() < 0.1:
             msg.header.frame_id = self._some_text()
-        self._witness.started_anew()
         return msg
 
     def _spoilt_image(self) -> Image:
@@ -525,7 +522,6 @@ class Soak:
             jump_s = self._random.choice((-1, 1)) * 10 ** self._random.uniform(-3, 8)
             present_ns = self._stamp_ns
             jumped_ns = max(1, present_ns + round(jump_s * 1e9))
-            self._witness.started_anew()
             self._shoot(min(jumped_ns, (2 ** 31 - 3) * 10 ** 9))
             if self._random.random() < 0.5:
                 self._shoot(present_ns + INTERVAL_NS)
@@ -554,7 +550,6 @@ class Soak:
             self._node.process.wait()
             while not self._camera.publishers_without_listener():  # until it is missed
                 time.sleep(0.05)
-            self._witness.started_anew()
             self._start_node()
             self._recover('kill of the node')
         if not self.plan.kills:
@@ -562,7 +557,6 @@ class Soak:
         self._witness.live = True
         for _ in progress('kills of the camera', range(self.plan.kills)):
             self._witness.watch_images()
-            self._witness.started_anew()
             before = self._witness.answers
             camera = subprocess.Popen(
                 [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', '96',
@@ -584,7 +578,6 @@ class Soak:
             self._alive()
         time.sleep(STALE_S)
         self._witness.live = False
-        self._witness.started_anew()
         self._shoot(START_NS)
 
     def _accelerate(self) -> None:
@@ -657,6 +650,8 @@ def main() -> int:
     log = output.with_suffix('.log')
     log.write_text('')
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    for number in (signal.SIGINT, signal.SIGTERM):  # which jobs in the background ignore
+        signal.signal(number, signal.default_int_handler)
     begin_s = time.monotonic()
     summary = Soak(plan, log).run().summary(plan)
     summary['took_s'] = round(time.monotonic() - begin_s)
