@@ -423,6 +423,8 @@ class Soak:
                 'info': lambda: (self._camera.info_publisher, self._spoilt_info()),
                 'exposure': lambda: (self._camera.exposure_publisher, self._spoilt_exposure()),
             }[kind]()
+            if kind == 'image':
+                self._witness.sent(stamp_to_ns(msg.header.stamp))
             publisher.publish(self._spoilt_bytes(msg) if self._random.random() < 0.1 else msg)
             self.result.counts[f'fuzzed {kind}'] += 1
             bar.update()
@@ -434,24 +436,21 @@ class Soak:
                 time.sleep(ahead_s)
 
     def _spoilt_bytes(self, msg: Any) -> bytes:
-        """A serialized message, cut or with bytes changed."""
+        """A serialized message, cut or with bytes after its stamp changed."""
         data = bytearray(serialize_message(msg))
         if self._random.random() < 0.3:
             return bytes(data[:self._random.randrange(len(data) + 1)])
         for _ in range(self._random.randint(1, 8)):
-            data[self._random.randrange(min(len(data), 200))] = self._random.randrange(256)
+            data[self._random.randrange(12, min(len(data), 200))] = self._random.randrange(256)
         return bytes(data)
 
     def _some_stamp(self) -> Any:
         """Mostly the present one, else a strange one."""
         if self._random.random() < 0.8:
-            stamp = ns_to_stamp(self._stamp_ns)
-            self._witness.sent(self._stamp_ns)
-            return stamp
+            return ns_to_stamp(self._stamp_ns)
         stamp = ns_to_stamp(0)
         stamp.sec = self._random.choice((0, -1, 1, -2 ** 31, 2 ** 31 - 1, 1_600_000_000))
         stamp.nanosec = self._random.choice((0, 1, 999_999_999, 2 ** 32 - 1))
-        self._witness.sent(stamp_to_ns(stamp))
         return stamp
 
     def _some_text(self, *usual: str) -> str:
@@ -554,6 +553,7 @@ class Soak:
             self._recover('kill of the node')
         if not self.plan.kills:
             return
+        time.sleep(3 * STALE_S)  # for answers that are still under way
         self._witness.live = True
         for _ in progress('kills of the camera', range(self.plan.kills)):
             self._witness.watch_images()
@@ -576,7 +576,7 @@ class Soak:
                 camera.wait()
             self._witness.ignore_images()
             self._alive()
-        time.sleep(STALE_S)
+        time.sleep(3 * STALE_S)
         self._witness.live = False
         self._shoot(START_NS)
 
