@@ -4,13 +4,14 @@ PYTHON ?= python3
 SOURCE ?=
 TEST_ARGS ?=
 DEMO_ARGS ?=
+SOAK_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt package.xml pyproject.toml setup.cfg setup.py \
   $(shell find config image_as_imu_ros launch msg scripts -type f -not -name '*.pyc')
 
-.PHONY: install test demo lint config
+.PHONY: install test demo lint config docs soak
 
 install: $(VENV)/.package
 
@@ -40,3 +41,11 @@ lint: install
 config:
 	$(BIN)/python -c 'from image_as_imu_ros.config import ros_yaml; print(ros_yaml(), end="")' \
 	  > config/visual_imu.yaml
+
+# After a change of the settings, the messages or docs/generate.py.
+docs: install
+	PYTHONPATH=. $(BIN)/python docs/generate.py
+
+# The fault suite in full, half an hour or more; SOAK_ARGS='--frames 100000 --frame-minutes 10'.
+soak: install
+	PYTHONPATH=. OMP_NUM_THREADS=1 nice $(BIN)/python test/soak.py $(SOAK_ARGS)

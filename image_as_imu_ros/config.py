@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,25 @@ from image_as_imu_ros.errors import ConfigError
 Config = TypeVar('Config')
 
 
+WEIGHTS = (r'\w[\w.-]*|[^\0]*[^\0/]\.safetensors', 'a name, or a path that ends in .safetensors')
+FRAME_ID = (r'([^\s/]\S*)?', 'a TF frame without a leading slash or spaces')
+"""Text that settings may take: a pattern for all of it, and what it is."""
+
+
 def setting(default: Any, description: str, *, unit: str = '', low: float | None = None,
             high: float | None = None, one_of: tuple[str, ...] = (),
-            read_only: bool = True) -> Any:
-    """Declare one setting: default, description, unit, bounds or choices, read-only or not."""
+            matching: tuple[str, str] | None = None, read_only: bool = True,
+            changes_in: str = 'any state') -> Any:
+    """
+    Declare one setting: default, description, unit, bounds, choices or pattern.
+
+    :param read_only: whether the node takes it at its start only
+    :param changes_in: state of the node's lifecycle in which it may change: 'any state',
+        'inactive' (or unconfigured) or 'unconfigured'
+    """
     return dataclasses.field(default=default, metadata={
         'description': description, 'unit': unit, 'range': (low, high), 'one_of': one_of,
-        'read_only': read_only})
+        'matching': matching, 'read_only': read_only, 'changes_in': changes_in})
 
 
 def check(config: Any) -> None:
@@ -53,6 +66,8 @@ def check(config: Any) -> None:
         choices = entry.metadata['one_of']
         if choices and value not in choices:
             raise ConfigError(f'{entry.name}: "{value}" is not one of {", ".join(choices)}')
+        if entry.metadata['matching'] and not re.fullmatch(entry.metadata['matching'][0], value):
+            raise ConfigError(f'{entry.name}: {value!r} is not {entry.metadata["matching"][1]}')
         low, high = entry.metadata['range']
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             unit = entry.metadata['unit']
@@ -63,16 +78,18 @@ def check(config: Any) -> None:
 class EstimatorConfig:
     """How one image is turned into a motion."""
 
-    weights: str = setting('compact', 'name of shipped weights or path to a .safetensors file')
-    device: str = setting('auto', 'where the network runs', one_of=('auto', 'cpu', 'cuda'))
+    weights: str = setting('compact', 'name of shipped weights or path to a .safetensors file',
+                           matching=WEIGHTS, read_only=False, changes_in='unconfigured')
+    device: str = setting('auto', 'where the network runs', one_of=('auto', 'cpu', 'cuda'),
+                          read_only=False, changes_in='unconfigured')
     threads: int = setting(0, 'CPU threads of the network; 0 leaves the choice to torch',
-                           low=0, high=256)
+                           low=0, high=256, read_only=False, changes_in='unconfigured')
     working_size: int = setting(
         320, 'longer side of the undistorted image that the network sees', unit='px',
-        low=128, high=1280)
+        low=128, high=1280, read_only=False, changes_in='unconfigured')
     scene_depth: float = setting(
         2.0, 'assumed distance of the scene, which scales the linear velocity', unit='m',
-        low=0.05, high=1000.0)
+        low=0.05, high=1000.0, read_only=False)
     scene_depth_error: float = setting(
         0.5, 'standard deviation of scene_depth, relative to it; small where it is known',
         low=0.001, high=10.0)
@@ -87,10 +104,10 @@ class StreamConfig:
 
     max_gap: float = setting(
         0.5, 'longest time between frames that are still related to each other', unit='s',
-        low=0.01, high=10.0)
+        low=0.01, high=10.0, read_only=False)
     unresolved_sign: str = setting(
         'predict', 'frames whose sign stays open: publish the prediction, nothing, or a '
-        'covariance that holds both signs', one_of=('predict', 'drop', 'inflate'))
+        'covariance that holds both signs', one_of=('predict', 'drop', 'inflate'), read_only=False)
     exposure_mode: str = setting(
         'given', 'exposure as it is told, or estimated from blur and motion between images, '
         'whatever is told', one_of=('given', 'estimate'))
@@ -109,12 +126,14 @@ class NodeConfig:
     """What the node `visual_imu` listens to and publishes."""
 
     image_transport: str = setting('raw', 'image topic: raw Image or CompressedImage',
-                                   one_of=('raw', 'compressed'))
+                                   one_of=('raw', 'compressed'), read_only=False,
+                                   changes_in='inactive')
     exposure_time: float = setting(
         0.0, 'exposure time when no per-frame topic tells it; 0 means unknown', unit='s',
         low=0.0, high=1.0, read_only=False)
     use_exposure_topic: bool = setting(
-        False, "take each frame's exposure from the topic exposure_time (ExposureTime)")
+        False, "take each frame's exposure from the topic exposure_time (ExposureTime)",
+        read_only=False, changes_in='inactive')
     exposure_source: str = setting(
         'parameter', "what tells each frame's exposure, where use_exposure_topic is not set: the "
         'parameter exposure_time, or messages on the topic exposure_time: of this package, of '
@@ -140,13 +159,14 @@ class NodeConfig:
         0.5, 'frames older than this on arrival are dropped; 0 keeps all', unit='s',
         low=0.0, high=60.0, read_only=False)
     output_frame: str = setting(
-        '', "frame of the published vectors; empty for the image's own optical frame")
+        '', "frame of the published vectors; empty for the image's own optical frame",
+        matching=FRAME_ID, read_only=False, changes_in='unconfigured')
     camera_pose: str = setting(
         '', 'mounting of the camera in output_frame, where no TF tells it: x y z roll pitch yaw '
         '[m, rad] of its body axes (x forward, y left, z up)')
     publish_twist: bool = setting(True, 'publish ~/twist', read_only=False)
     diagnostics_period: float = setting(1.0, 'time between diagnostics', unit='s',
-                                        low=0.1, high=60.0)
+                                        low=0.1, high=60.0, read_only=False)
     autostart: bool = setting(
         False, 'configure and activate at start, where no launch file or manager does it')
 
@@ -325,11 +345,18 @@ def describe(entry: dataclasses.Field) -> str:
     return text
 
 
+def changeable_in(entry: dataclasses.Field) -> str:
+    """States of the lifecycle in which the node takes a new value of a setting."""
+    if entry.metadata['read_only']:
+        return 'at start only'
+    return entry.metadata['changes_in']
+
+
 def ros_yaml() -> str:
     """ROS parameter file with every default, commented: the content of config/visual_imu.yaml."""
     lines = [
         '# Every parameter of the node visual_imu with its default, written by `make config`.',
-        '# Those marked (fixed) can be set when the node starts, not while it runs.',
+        '# Most can be changed while the node runs; in brackets: in which states only.',
         '/**:', '  ros__parameters:']
     sections = sorted(dataclasses.fields(VisualImuConfig), key=lambda entry: entry.name != 'node')
     for section in sections:
@@ -338,9 +365,10 @@ def ros_yaml() -> str:
             lines += ['', f'{indent}{section.name}:']
             indent += '  '
         for entry in dataclasses.fields(section.default):
-            fixed = ' (fixed)' if entry.metadata['read_only'] else ''
             value = yaml.safe_dump({entry.name: entry.default}, default_flow_style=False).strip()
-            lines += [f'{indent}# {describe(entry)}{fixed}', f'{indent}{value}']
+            states = changeable_in(entry)
+            note = '' if states == 'any state' else f' ({states})'
+            lines += [f'{indent}# {describe(entry)}{note}', f'{indent}{value}']
     return '\n'.join(lines) + '\n'
 
 

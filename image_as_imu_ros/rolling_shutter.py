@@ -186,7 +186,6 @@ class BandEstimator:
     def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig) -> None:
         self._gyroscope = gyroscope
         self._count = config.subframe_rates
-        self._predicts = config.unresolved_sign != 'drop'
         self.reset()
 
     def reset(self) -> None:
@@ -200,8 +199,8 @@ class BandEstimator:
         """Whether any band has had a sign yet."""
 
     def join(self, previous: BlurMeasurement | None, observation: BlurObservation,
-             current: BlurMeasurement, estimate: MotionEstimate,
-             gain: BlurGain) -> tuple[MotionEstimate, ...]:
+             current: BlurMeasurement, estimate: MotionEstimate, gain: BlurGain,
+             predicts: bool) -> tuple[MotionEstimate, ...]:
         """
         Take in the next image.
 
@@ -237,7 +236,7 @@ class BandEstimator:
             rates.append(self._filter.copy(3))
         estimates = tuple(
             self._read_out(estimate, band, rates[band], frame.stamp_ns + round(
-                (times_s[band] - stamp_s) * 1e9), margins[band], informed[band])
+                (times_s[band] - stamp_s) * 1e9), margins[band], informed[band], predicts)
             for band in range(self._count))
         self._blur = blur
         self._adapt(np.stack([self._filter.mean[start:start + 3] for start in rates]), times_s,
@@ -251,7 +250,7 @@ class BandEstimator:
         return estimates if self._begun else ()
 
     def _read_out(self, estimate: MotionEstimate, band: int, start: int, stamp_ns: int,
-                  margin: float, informed: bool) -> MotionEstimate:
+                  margin: float, informed: bool, predicts: bool) -> MotionEstimate:
         covariance = estimate.covariance.copy()
         covariance[:3, 3:] = covariance[3:, :3] = 0.0
         covariance[3:, 3:] = self._filter.covariance[start:start + 3, start:start + 3]
@@ -259,7 +258,7 @@ class BandEstimator:
         status = EstimateStatus.OK if informed else EstimateStatus.PREDICTED
         return replace(
             estimate, stamp_ns=stamp_ns, covariance=covariance,
-            sign_resolved=bool(certain and (informed or self._predicts)),
+            sign_resolved=bool(certain and (informed or predicts)),
             angular_velocity_rad_s=self._filter.mean[start:start + 3], sign_margin=margin,
             status=status if certain else EstimateStatus.SIGN_UNRESOLVED,
             row_band_index=band, row_band_count=self._count)

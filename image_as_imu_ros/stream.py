@@ -162,8 +162,9 @@ class StreamEstimator:
         estimate = self._with_exposure(replace(estimate, timing_ms=timing))
         self.bands = ()
         if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:
-            self.bands = self._band_estimator.join(previous, observation, measurement, estimate,
-                                                   self._gain)
+            self.bands = self._band_estimator.join(
+                previous, observation, measurement, estimate, self._gain,
+                predicts=self.config.unresolved_sign != 'drop')
         self._previous, self.alignment = measurement, alignment
         return estimate
 

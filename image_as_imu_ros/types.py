@@ -19,6 +19,12 @@ DISTORTION_COEFFICIENTS = {
 """Supported distortion models (ROS CameraInfo names) and their coefficient counts."""
 
 
+PLAUSIBLE_FOCAL = (0.01, 1000.0)
+PLAUSIBLE_CENTRE = 1000.0
+"""In longer sides of the image: what a small crop of a long lens's image may have."""
+PLAUSIBLE_DISTORTION = 1e4
+
+
 @dataclass(frozen=True)
 class CameraIntrinsics:
     """
@@ -27,8 +33,8 @@ class CameraIntrinsics:
     Distortion models carry the names of `sensor_msgs/CameraInfo` (`plumb_bob`,
     `rational_polynomial`, `equidistant`) with OpenCV's coefficient order, or `pinhole`.
 
-    :raises InputError: if a value is not finite, a size or focal length is not positive, or
-        the model and the number of its coefficients do not match
+    :raises InputError: if a value is not finite or absurd, a size or focal length is not
+        positive, or the model and the number of its coefficients do not match
     """
 
     width_px: int
@@ -50,6 +56,13 @@ class CameraIntrinsics:
             raise InputError(
                 f'focal length fx={self.fx_px}, fy={self.fy_px} px must be positive; '
                 'is the camera calibrated?')
+        side_px = max(self.width_px, self.height_px)
+        low, high = (share * side_px for share in PLAUSIBLE_FOCAL)
+        if not low <= min(self.fx_px, self.fy_px) <= max(self.fx_px, self.fy_px) <= high \
+                or max(abs(self.cx_px), abs(self.cy_px)) > PLAUSIBLE_CENTRE * side_px \
+                or any(abs(value) > PLAUSIBLE_DISTORTION for value in self.distortion):
+            raise InputError(f'camera intrinsics are absurd for an image of {self.width_px}x'
+                             f'{self.height_px} px: {numbers}; calibrate the camera')
         counts = DISTORTION_COEFFICIENTS.get(self.distortion_model)
         if counts is None:
             raise InputError(

@@ -70,3 +70,22 @@ def test_size_must_be_width_times_height(capsys):
         main(['benchmark', '--size', 'large'])
     assert exit_.value.code == 2
     assert '"large" is not of the form 640x480' in capsys.readouterr().err
+
+
+def test_latency_over_dds_tells_times_counts_and_load(tmp_path, capsys):
+    pytest.importorskip('rclpy')
+    pytest.importorskip('image_as_imu_ros.msg')
+    result_file = tmp_path / 'latency.json'
+    assert main(['benchmark', '--dds', '--frames', '60', '--size', '96x72', '--json',
+                 str(result_file), '--set', 'estimator.device=cpu', '--set',
+                 'estimator.threads=1']) == 0
+    result = json.loads(result_file.read_text())
+    assert (result['mode'], result['image_size'], result['rate_hz']) == ('dds', '96x72', 30.0)
+    assert 0 < result['images'] <= result['counts']['received']
+    assert set(result['ms']) == {'latency', 'processing', 'overhead'}
+    for times in result['ms'].values():
+        assert 0 < times['p50'] <= times['p95'] <= times['p99']
+    assert result['ms']['overhead']['p50'] < result['ms']['latency']['p50']
+    assert result['ms']['processing']['p50'] <= result['ms']['latency']['p50']
+    assert len(result['load_average']) == 3
+    assert 'overhead' in capsys.readouterr().out

@@ -38,7 +38,7 @@ def run(monitor: Monitor, clock: list[float], measured: int, unsigned: int = 0,
             continue
         monitor.estimated({'exposure source': exposure})
         if fate == 'measured':
-            monitor.published(latency_s=0.02, processing_s=0.01)
+            monitor.published(latency_s=0.02, processing_s=0.01, estimator_s=0.007)
     return monitor.report('/visual_imu', Time(sec=5)).status[0]
 
 
@@ -77,5 +77,15 @@ def test_rates_and_percentiles_are_those_of_the_window(monitor, clock):
     status = run(monitor, clock, measured=20, unsigned=1)
     values = {pair.key: pair.value for pair in status.values}
     assert values['input rate [Hz]'] == values['output rate [Hz]'] == '10.0'
-    assert values['latency p50 [ms]'] == '20.0'
-    assert values['processing p95 [ms]'] == '10.0'
+    assert values['latency p50 [ms]'] == '20.00'
+    assert values['processing p95 [ms]'] == '10.00'
+    assert values['overhead p99 [ms]'] == '13.00'
+
+
+@pytest.mark.parametrize('cause', [DropCause.INTERNAL, DropCause.NOT_FINITE])
+def test_a_single_fault_of_ours_is_a_warning(monitor, clock, cause):
+    run(monitor, clock, measured=25)
+    monitor.dropped(cause, 'a bug')
+    status = run(monitor, clock, measured=1)
+    assert status.level == DiagnosticStatus.WARN
+    assert 'fault of ours' in status.message

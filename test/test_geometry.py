@@ -256,3 +256,13 @@ def test_the_centre_of_a_bin_belongs_to_that_bin_alone():
 def test_the_last_ring_holds_all_longer_displacements():
     longest = torch.tensor([[MAX_RADIUS_PX, 0.0]])
     np.testing.assert_array_equal(soft_labels(3 * longest), soft_labels(longest))
+
+
+@pytest.mark.parametrize('change', [
+    {'fx_px': 1e-300}, {'fy_px': 1e9}, {'cx_px': 1e300}, {'cy_px': -1e9},
+    {'distortion_model': 'plumb_bob', 'distortion': (1e300, 0.0, 0.0, 0.0, 0.0)}])
+def test_absurd_intrinsics_are_refused(change):
+    with pytest.raises(InputError, match='absurd'):
+        dataclasses.replace(CAMERA, **change)
+    # of a small crop
+    dataclasses.replace(CAMERA, fx_px=60 * CAMERA.fx_px, cx_px=-60 * CAMERA.cx_px)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -658,6 +659,15 @@ def node_process(*parameters: str) -> subprocess.Popen:
         cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
 
 
+def shared_memory_of(process_id: int) -> set[Path]:
+    """Segments that hold the messages of a process; ports are shared with all others."""
+    try:
+        maps = Path(f'/proc/{process_id}/maps').read_text()
+    except OSError:
+        return set()
+    return {Path(path) for path in re.findall(r' (/dev/shm/fast\w+_[0-9a-f]{16}\w*)$', maps, re.M)}
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number):
     context = Context()
@@ -673,6 +683,7 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
             assert time.monotonic() < deadline, 'no Imu came'
             with contextlib.suppress(AssertionError):  # a frame may be lost, best effort
                 peer.send(deadline_s=3.0)
+        shared = shared_memory_of(process.pid)
         process.send_signal(number)
         busy = max(1.0, os.getloadavg()[0] / os.cpu_count())
         _, log = process.communicate(timeout=END_DEADLINE_S * busy)
@@ -683,6 +694,51 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
         context.shutdown()
     assert process.returncode == 0, log
     assert 'Traceback' not in log
+    own = shared - shared_memory_of(os.getpid())
+    assert own and not [path for path in own if path.exists()]
+
+
+OVERBURDENED = """
+import sys, torch
+from image_as_imu_ros.ros import node
+def toil(self, observation):
+    print('toiling', file=sys.stderr, flush=True)
+    matrix = torch.ones(1500, 1500)
+    while True:
+        matrix = matrix @ matrix
+node.warm_up = lambda stream: None
+node.StreamEstimator.join = toil
+sys.exit(node.main())
+"""
+
+
+def test_process_ends_cleanly_though_an_image_is_still_in_work(blurred_sequence):
+    arguments = [word for parameter in ('autostart:=true', 'max_latency:=0.0',
+                                        'exposure_time:=0.01', 'estimator.threads:=1')
+                 for word in ('-p', parameter)]
+    context = Context()
+    rclpy.init(context=context)
+    process = subprocess.Popen([sys.executable, '-c', OVERBURDENED, '--ros-args', *arguments],
+                               cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    peer = Peer(blurred_sequence, context)
+    spinner = Spinner(peer, context)
+    try:
+        peer.wait_until_matched(START_DEADLINE_S)
+        toiling = threading.Thread(target=lambda: next(
+            line for line in process.stderr if 'toiling' in line))
+        toiling.start()
+        while toiling.is_alive():
+            peer.publish(*peer.next_frame())
+            toiling.join(0.2)
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=START_DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+        spinner.stop()
+        context.shutdown()
+    assert process.returncode == 0, log
+    assert 'terminate' not in log
 
 
 @pytest.mark.parametrize('parameter, complaint', [

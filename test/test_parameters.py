@@ -13,12 +13,16 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from image_as_imu_ros.config import VisualImuConfig, ros_parameters
+from image_as_imu_ros.config import VisualImuConfig, changeable_in, ros_parameters
 from image_as_imu_ros.ros.parameters import NodeParameters
+
+JUNK = '/ neither this nor that'
+"""Text that no parameter takes."""
 
 CASES = [(name, entry) for name, _, entry in ros_parameters()]
 by_name = pytest.mark.parametrize('name, entry', CASES, ids=[name for name, _ in CASES])
 changeable = [case for case in CASES if not case[1].metadata['read_only']]
+bound = [case for case in changeable if case[1].metadata['changes_in'] != 'any state']
 
 
 @pytest.fixture
@@ -42,8 +46,18 @@ def unacceptable_values(entry: dataclasses.Field) -> list:
     values = [low - step] if low is not None else []
     values += [high + step] if high is not None else []
     values += [float('nan')] if isinstance(entry.default, float) else []
-    values += ['neither'] if entry.metadata['one_of'] else []
-    return values + [0 if isinstance(entry.default, str) else 'text']
+    return values + ([JUNK, 0] if isinstance(entry.default, str) else ['text'])
+
+
+def other_value(entry: dataclasses.Field) -> object:
+    """A good value that is not the default."""
+    if entry.metadata['one_of']:
+        return next(value for value in entry.metadata['one_of'] if value != entry.default)
+    if isinstance(entry.default, bool):
+        return not entry.default
+    if isinstance(entry.default, str):
+        return 'other'
+    return next(bound for bound in entry.metadata['range'] if bound != entry.default)
 
 
 def test_defaults_are_those_of_the_config(context):
@@ -88,11 +102,46 @@ def test_bad_values_at_run_time_are_refused_and_change_nothing(context, name, en
     assert parameters.config == VisualImuConfig()
 
 
+@by_name
+def test_each_parameter_is_described_and_bounded(name, entry):
+    assert len(entry.metadata['description'].split()) >= 2
+    low, high = entry.metadata['range']
+    if not isinstance(entry.default, (bool, str)):  # text is tried out below
+        assert low is not None and high is not None and low <= entry.default <= high
+
+
 def test_read_only_parameters_stay(context):
     node, _ = make_node(context)
-    (result,) = node.set_parameters([Parameter('estimator.weights', value='other')])
+    (result,) = node.set_parameters([Parameter('autostart', value=True)])
     assert not result.successful
-    assert 'estimator.weights' in result.reason
+    assert 'autostart' in result.reason
+
+
+@pytest.mark.parametrize('name, entry', changeable, ids=[name for name, _ in changeable])
+def test_what_can_change_changes_and_is_told_to_the_node(context, name, entry):
+    told = []
+    node = Node('parameters_under_test', context=context)
+    parameters = NodeParameters(node, changed=told.append)
+    (result,) = node.set_parameters([Parameter(name, value=other_value(entry))])
+    assert result.successful, result.reason
+    assert told[-1] == parameters.config != VisualImuConfig()
+
+
+@pytest.mark.parametrize('name, entry', bound, ids=[name for name, _ in bound])
+def test_what_the_state_does_not_allow_is_refused_with_the_remedy(context, name, entry):
+    state = 'unconfigured'
+    node = Node('parameters_under_test', context=context)
+    NodeParameters(node, lambda: state)
+    refusals = {}
+    for state in ('active', 'inactive', 'unconfigured'):  # noqa: B007  of the lambda
+        (same,) = node.set_parameters([Parameter(name, value=entry.default)])
+        assert same.successful, 'what stays as it is may be set in any state'
+        (result,) = node.set_parameters([Parameter(name, value=other_value(entry))])
+        refusals[state] = '' if result.successful else result.reason
+        node.set_parameters([Parameter(name, value=entry.default)])
+    assert name in refusals['active'] and 'deactivate' in refusals['active']
+    assert ('clean up' in refusals['inactive']) == (changeable_in(entry) == 'unconfigured')
+    assert not refusals['unconfigured']
 
 
 @pytest.mark.parametrize('distribution', ['humble', 'later'])

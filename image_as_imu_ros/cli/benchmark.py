@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from image_as_imu_ros.cli.options import add_config_arguments, read_config
+from image_as_imu_ros.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compare', metavar='reference|PATH',
                         help="time other weights beside: the paper's network with random "
                              'weights, or a .safetensors file; on fewer images')
+    parser.add_argument('--dds', action='store_true',
+                        help='time the node instead, at 30 Hz over DDS: stamp of the image to Imu '
+                             'message (needs ROS 2)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result here too')
     add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Time the pipeline and print a table."""
-    from image_as_imu_ros.evaluation.benchmark import benchmark
-    result = benchmark(read_config(arguments), arguments.mode, arguments.size, arguments.frames,
-                       arguments.compare)
+    """
+    Time the pipeline and print a table.
+
+    :raises ImageAsImuError: if ROS is missing for `--dds`, or the node does not answer
+    """
+    if arguments.dds:
+        result = _over_dds(arguments)
+    else:
+        from image_as_imu_ros.evaluation.benchmark import benchmark
+        result = benchmark(read_config(arguments), arguments.mode, arguments.size,
+                           arguments.frames, arguments.compare)
     print(f'{result["mode"]}, {result["image_size"]}, {result["threads"]} threads; '
           f'{result["machine"]}')
     _print_times(result)
@@ -38,6 +49,21 @@ def run(arguments: argparse.Namespace) -> None:
             f'{stage} {ratio}' for stage, ratio in result['ratio'].items()))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _over_dds(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time the node."""
+    try:
+        from image_as_imu_ros.ros.latency import measure_latency
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'--dds needs ROS 2 ({error}); run `make install`, or source your ROS '
+                          'installation') from error
+    result = measure_latency(read_config(arguments), arguments.size, arguments.frames)
+    counts = result['counts']
+    print(f'{result["rate_hz"]:g} Hz for {arguments.frames / result["rate_hz"]:.0f} s: '
+          f'{counts["received"]} images received, {result["images"]} answered, '
+          f'{counts["dropped"]} dropped; load average {result["load_average"][0]}')
+    return result
 
 
 def _print_times(result: dict[str, Any]) -> None:

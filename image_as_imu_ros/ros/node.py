@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import os
 import queue
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.config import NodeConfig, VisualImuConfig
@@ -70,6 +73,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 STAMP_SHIFTS = {'start': 0.5, 'middle': 0.0, 'end': -0.5}
 """From the stamp to the middle of the exposure, in exposures."""
+LAST_STAMP_NS = (2 ** 31 - 2) * 10 ** 9
+"""Stamps must leave room for the shift to the middle of the exposure."""
 
 EXPOSURE_SOURCES = {
     MotionEstimateMsg.EXPOSURE_UNKNOWN: 'unknown',
@@ -123,11 +128,13 @@ class VisualImu(LifecycleNode):
     newest image while the other solves, aligns and publishes the one before. An image that
     cannot be used is dropped, counted by cause in the diagnostics and reported in a throttled
     warning.
+
+    :param monitor: counts what happens to the images; for those who measure the node
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, monitor: Monitor | None = None, **options: Any) -> None:
         super().__init__('visual_imu', **options)
-        self._monitor = Monitor()
+        self._monitor = monitor or Monitor()
         self._gyroscope: VisualGyroscope | None = None
         self._stream: StreamEstimator | None = None
         self._transforms: TransformSource | None = None
@@ -138,7 +145,8 @@ class VisualImu(LifecycleNode):
         self._last_warning_s: dict[DropCause, float] = {}
         self._newest_frame_ns: int | None = None
 
-        self._settings = NodeParameters(self)
+        self._diagnostics_timer: Timer | None = None
+        self._settings = NodeParameters(self, self._state, self._follow)
         self._imu_publisher = self._publisher(Imu, '~/imu/data_raw')
         self._twist_publisher = self._publisher(TwistWithCovarianceStamped, '~/twist')
         self._motion_publisher = self._publisher(MotionEstimateMsg, '~/motion')
@@ -146,7 +154,7 @@ class VisualImu(LifecycleNode):
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, '/diagnostics', OUTPUT_DEPTH)
         # Steady, so that a simulated clock that stands still does not silence them.
-        self.create_timer(
+        self._diagnostics_timer = self.create_timer(
             self.config.node.diagnostics_period, self._publish_diagnostics,
             clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -154,6 +162,21 @@ class VisualImu(LifecycleNode):
     def config(self) -> VisualImuConfig:
         """Present values of the parameters."""
         return self._settings.config
+
+    def _state(self) -> str:
+        """Present state of the lifecycle."""
+        return self._state_machine.current_state[1]
+
+    def _follow(self, config: VisualImuConfig) -> None:
+        """Hand on what may change while the node is configured."""
+        if self._gyroscope is not None:
+            self._gyroscope.config = config.estimator
+            self._stream.config = config.stream
+        period_ns = round(1e9 * config.node.diagnostics_period)
+        if self._diagnostics_timer is not None and (
+                self._diagnostics_timer.timer_period_ns != period_ns):
+            self._diagnostics_timer.timer_period_ns = period_ns
+            self._diagnostics_timer.reset()
 
     # Transitions
 
@@ -171,19 +194,34 @@ class VisualImu(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe; the weights stay loaded."""
-        self._stop()
+        with self._telling('deactivate'):
+            self._stop()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the weights."""
-        self._free()
+        with self._telling('cleanup'):
+            self._free()
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from whatever state."""
-        self._stop()
-        self._free()
+        with self._telling('shutdown'):
+            self._stop()
+            self._free()
         return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Clean up after a transition that broke down: the node may be configured again."""
+        with self._telling('error processing'):
+            self._stop()
+            self._free()
+        return super().on_error(state)
+
+    @property
+    def working(self) -> bool:
+        """Whether a worker is still at an image: it may outlast a stop."""
+        return any(worker.is_alive() for worker in self._workers)
 
     def destroy_node(self) -> None:
         """Stop the workers, then destroy the node."""
@@ -205,6 +243,16 @@ class VisualImu(LifecycleNode):
             return False
         self._monitor.failure = ''
         return True
+
+    @contextlib.contextmanager
+    def _telling(self, transition: str) -> Iterator[None]:
+        """Say what breaks a transition down, which rclpy swallows, before it has us clean up."""
+        try:
+            yield
+        except Exception as error:
+            self._monitor.failure = f'{transition} broke down: {one_line(error)}'
+            self.get_logger().error(f'{transition} broke down: {traceback.format_exc()}')
+            raise
 
     def _load(self) -> None:
         """
@@ -301,8 +349,9 @@ class VisualImu(LifecycleNode):
     def _on_image(self, msg: Image | CompressedImage) -> None:
         self._monitor.received()
         stamp_ns = conversions.stamp_to_ns(msg.header.stamp)
-        if stamp_ns <= 0:
-            self._drop(DropCause.ZERO_STAMP, 'image has no stamp; check the camera driver')
+        if not 0 < stamp_ns < LAST_STAMP_NS:
+            self._drop(DropCause.ZERO_STAMP, f'image has no usable stamp: {stamp_ns * 1e-9:.3f} '
+                       's; check the camera driver')
             return
         max_latency_s = self.config.node.max_latency
         age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9
@@ -391,6 +440,9 @@ class VisualImu(LifecycleNode):
         self._monitor.estimated({
             'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
             'sign': 'resolved' if estimate.sign_resolved else 'unresolved',
+            'blur extent [px]': f'{estimate.blur_extent_px:.1f}',
+            'angular velocity stddev [rad/s]': ', '.join(
+                f'{deviation:.3g}' for deviation in np.sqrt(np.diag(estimate.covariance)[3:])),
             **self._further_facts(observed)})
         output_frame = config.node.output_frame or frame_id
         for each in self._stream.bands or (estimate,):
@@ -465,6 +517,7 @@ class VisualImu(LifecycleNode):
             self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
         now_ns = self.get_clock().now().nanoseconds
         self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
+                                sum(estimate.timing_ms.values()) * 1e-3,
                                 estimate.row_band_index)
 
     # Reports, from either thread
@@ -478,6 +531,7 @@ class VisualImu(LifecycleNode):
             self.get_logger().warning(f'image dropped, {cause.value}: {reason}\n{details}'.strip())
 
     def _publish_diagnostics(self) -> None:
+        self._monitor.facts |= memory_facts()
         self._diagnostics_publisher.publish(
             self._monitor.report(self.get_fully_qualified_name(),
                                  self.get_clock().now().to_msg()))
@@ -572,6 +626,15 @@ def keep_large_buffers() -> None:
             mallopt(parameter, size)
 
 
+def memory_facts() -> dict[str, str]:
+    """Memory of this process, and of its tensors on the GPU where it uses one."""
+    resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    facts = {'memory [MiB]': f'{resident / 2 ** 20:.0f}', 'GPU memory [MiB]': '0'}
+    if torch.cuda.is_initialized():
+        facts['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2 ** 20:.0f}'
+    return facts
+
+
 def one_line(error: Exception) -> str:
     """Message of an error without line breaks."""
     return ' '.join(str(error).split()) or type(error).__name__
@@ -586,15 +649,16 @@ def main(args: list[str] | None = None) -> int:
     gc.freeze()  # what is imported stays: quicker collections, and a quicker exit
     keep_large_buffers()
     rclpy.init(args=args)
-    node = None
+    node, status = None, 0
     try:
         node = VisualImu()
         if node.config.node.autostart and not autostart(node):
-            return 1
-        rclpy.spin(node)
+            status = 1
+        else:
+            rclpy.spin(node)
     except ParameterException as error:
         rclpy.logging.get_logger('visual_imu').fatal(one_line(error))
-        return 1
+        status = 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception:
@@ -604,7 +668,10 @@ def main(args: list[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    if node is not None and node.working:  # threads in torch abort a Python that exits
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def autostart(node: VisualImu) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -14,7 +15,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from image_as_imu_ros.config import VisualImuConfig, describe, ros_parameters
+from image_as_imu_ros.config import VisualImuConfig, changeable_in, describe, ros_parameters
 from image_as_imu_ros.errors import ConfigError
 
 
@@ -22,14 +23,19 @@ class NodeParameters:
     """
     Declares a parameter for every setting, and keeps `config` equal to their values.
 
-    Values that the config refuses are refused, by name and with the reason.
+    Values that the config refuses are refused, by name and with the reason, and so are changes
+    that the present state of the lifecycle does not allow.
 
+    :param state: tells the node's: 'active', 'inactive', 'unconfigured' or one in between
+    :param changed: called with the new config after each change
     :raises rclpy.exceptions.ParameterException: if an override is out of range or of the wrong
         type
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, state: Callable[[], str] = lambda: 'unconfigured',
+                 changed: Callable[[VisualImuConfig], None] = lambda _: None) -> None:
         self.config = VisualImuConfig()
+        self._state, self._on_change = state, changed
         self._fields = {name: (section, entry) for name, section, entry in ros_parameters()}
         self._applies_when_checked = not hasattr(node, 'add_post_set_parameters_callback')
         node.add_on_set_parameters_callback(self._check)
@@ -42,13 +48,14 @@ class NodeParameters:
         """
         Config after a change; parameters of others (QoS overrides) do not matter.
 
-        :raises ConfigError: if a value is out of range or contradicts another
+        :raises ConfigError: if a value is out of range, contradicts another or cannot change now
         """
         config = self.config
         for parameter in parameters:
             if parameter.name not in self._fields:
                 continue
             section, entry = self._fields[parameter.name]
+            self._check_state(parameter, getattr(getattr(config, section), entry.name))
             try:
                 changed = dataclasses.replace(
                     getattr(config, section), **{entry.name: parameter.value})
@@ -58,6 +65,21 @@ class NodeParameters:
             config = dataclasses.replace(config, **{section: changed})
         return config
 
+    def _check_state(self, parameter: Parameter, present: Any) -> None:
+        """
+        Let a value change only where the node can follow.
+
+        :raises ConfigError: if the node must be deactivated, or cleaned up too, before
+        """
+        needed = self._fields[parameter.name][1].metadata['changes_in']
+        state = self._state()
+        if needed == 'any state' or parameter.value == present or state in (
+                needed, 'unconfigured'):
+            return
+        remedy = 'deactivate' if needed == 'inactive' else 'deactivate and clean up'
+        raise ConfigError(f'{parameter.name}: cannot change while the node is {state}; '
+                          f'{remedy} first')
+
     def _check(self, parameters: list[Parameter]) -> SetParametersResult:
         """Accept or refuse a change."""
         try:
@@ -65,12 +87,16 @@ class NodeParameters:
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
         if self._applies_when_checked:
-            self.config = config
+            self._take(config)
         return SetParametersResult(successful=True)
 
     def _apply(self, parameters: list[Parameter]) -> None:
         """Take over a change that was accepted."""
-        self.config = self._changed(parameters)
+        self._take(self._changed(parameters))
+
+    def _take(self, config: VisualImuConfig) -> None:
+        self.config = config
+        self._on_change(config)
 
 
 def _descriptor(entry: dataclasses.Field) -> ParameterDescriptor:
@@ -78,8 +104,14 @@ def _descriptor(entry: dataclasses.Field) -> ParameterDescriptor:
     low, high = entry.metadata['range']
     descriptor = ParameterDescriptor(
         description=describe(entry), read_only=entry.metadata['read_only'])
+    constraints = []
     if entry.metadata['one_of']:
-        descriptor.additional_constraints = f'one of: {", ".join(entry.metadata["one_of"])}'
+        constraints.append(f'one of: {", ".join(entry.metadata["one_of"])}')
+    if entry.metadata['matching']:
+        constraints.append(entry.metadata['matching'][1])
+    if changeable_in(entry) != 'any state':
+        constraints.append(f'changes in: {changeable_in(entry)}')
+    descriptor.additional_constraints = '; '.join(constraints)
     if isinstance(entry.default, float):
         descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
     elif isinstance(entry.default, int) and low is not None:

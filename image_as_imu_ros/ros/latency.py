@@ -1,0 +1,116 @@
+"""Latency of the node over DDS: from the image's stamp to the Imu message."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import rclpy
+import torch
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Imu
+from tqdm import tqdm
+
+from image_as_imu_ros.config import VisualImuConfig, ros_parameters
+from image_as_imu_ros.errors import ImageAsImuError
+from image_as_imu_ros.evaluation.benchmark import machine
+from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
+from image_as_imu_ros.ros.node import VisualImu, autostart, keep_large_buffers
+from image_as_imu_ros.ros.player import LARGE_IMAGES_PROFILE
+from image_as_imu_ros.ros.replay import PACKAGE_PARENT
+
+WARM_UP = 60
+START_LIMIT_S = 60.0
+
+
+def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
+                    rate: float = 30.0) -> dict[str, Any]:
+    """
+    Have a camera in another process publish images, and time the node's answers.
+
+    The camera stamps each image as it leaves, with Fast DDS' profile for large images. `latency`
+    is from that stamp until the Imu message is published, `processing` from the image's arrival,
+    and `overhead` the latency less what the estimator itself took.
+
+    :param size: width and height of the images, px, in colour
+    :param images: images timed, after `WARM_UP` others
+    :param rate: images per second
+    :returns: settings, machine and load, images received, dropped and answered, and p50, p95,
+        p99 of each time in ms
+    :raises ImageAsImuError: if the node does not start or no image is answered
+    """
+    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
+    keep_large_buffers()
+    config = dataclasses.replace(config, node=dataclasses.replace(
+        config.node, exposure_time=0.01, stamp_reference='middle'))
+    monitor = Monitor(window_s=images / rate)
+    context = Context()
+    rclpy.init(context=context)
+    spinner = None
+    try:
+        node = VisualImu(monitor, context=context, parameter_overrides=[
+            Parameter(name, value=getattr(getattr(config, section), entry.name))
+            for name, section, entry in ros_parameters()])
+        if not autostart(node):
+            raise ImageAsImuError(monitor.failure)
+        listener = rclpy.create_node('listener', context=context)
+        listener.create_subscription(Imu, 'visual_imu/imu/data_raw', lambda _: None,
+                                     QoSProfile(depth=10))
+        spinner = threading.Thread(target=_spin, args=(context, node, listener))
+        spinner.start()
+        result = _film(monitor, size, images, rate)
+    finally:
+        context.try_shutdown()
+        if spinner is not None:
+            spinner.join()
+            node.destroy_node()
+    return {
+        'mode': 'dds', 'image_size': f'{size[0]}x{size[1]}', 'rate_hz': rate,
+        'weights': config.estimator.weights, 'threads': torch.get_num_threads(),
+        'machine': machine('cpu'), 'load_average': [round(load, 1) for load in os.getloadavg()],
+        **result}
+
+
+def _spin(context: Context, *nodes: Any) -> None:
+    executor = SingleThreadedExecutor(context=context)
+    for node in nodes:
+        executor.add_node(node)
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        pass
+
+
+def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> dict[str, Any]:
+    """Run the camera and take the times of the last images."""
+    camera = subprocess.Popen(
+        [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', str(size[0]),
+         '--height', str(size[1]), '--rate', str(rate)], cwd=PACKAGE_PARENT)
+    try:
+        end_s = time.monotonic() + START_LIMIT_S
+        while monitor.totals()['received'] < WARM_UP:
+            if time.monotonic() > end_s or camera.poll() is not None:
+                raise ImageAsImuError('the images of the camera process do not arrive')
+            time.sleep(0.1)
+        before = monitor.totals()
+        for _ in tqdm(range(images), 'timing over DDS', unit='image'):
+            time.sleep(1 / rate)
+        after, values = monitor.totals(), monitor.times_ms()
+    finally:
+        camera.kill()
+        camera.wait()
+    if not values:
+        raise ImageAsImuError('no image was answered by an Imu message; the machine is too slow '
+                              'or too busy')
+    counts = {name: after[name] - before[name] for name in after}
+    return {'images': counts['published'], 'counts': counts,
+            'ms': {name: dict(zip((f'p{percentile}' for percentile in PERCENTILES), times))
+                   for name, times in values.items()}}
