@@ -18,23 +18,24 @@ from image_as_imu_ros.config import changeable_in, ros_parameters
 DOCS = Path(__file__).resolve().parent
 CHECKOUT = DOCS.parent
 REFERENCE, SECURITY = DOCS / 'reference.md', DOCS / 'security.md'
-PAGES_OF_OTHERS: set[str] = {'robot_localization.md', 'rviz.md', 'cameras.md', 'recordings.md',
-                             'calibration.md', 'export.md', 'baselines.md'}
-"""Pages that the index names before they are written."""
-
 SUBSCRIBED = [
     ('image', 'sensor_msgs/msg/Image', 'images, unless `image_transport` is `compressed`'),
     ('image/compressed', 'sensor_msgs/msg/CompressedImage',
      'images, if `image_transport` is `compressed`'),
     ('camera_info', 'sensor_msgs/msg/CameraInfo', 'intrinsics; those that came last hold'),
     ('exposure_time', 'image_as_imu_ros/msg/ExposureTime',
-     'if `use_exposure_topic`; stamped as its image'),
+     'if `use_exposure_topic`, or `exposure_source` is `topic` (other sources have types of their '
+     'own); stamped as its image'),
+    ('depth', 'sensor_msgs/msg/Image', 'if `use_depth_topic`: aligned with the image, 16UC1 mm or '
+     '32FC1 m'),
 ]
 PUBLISHED = [
     ('~/imu/data_raw', 'sensor_msgs/msg/Imu', 'angular velocity, where its sign is known'),
     ('~/twist', 'geometry_msgs/msg/TwistWithCovarianceStamped',
      'with `publish_twist`: both velocities, where the sign is known'),
     ('~/motion', 'image_as_imu_ros/msg/MotionEstimate', 'every estimate, with all that is known'),
+    ('~/overlay', 'sensor_msgs/msg/Image', 'the image with its motion drawn on it, only while '
+     'somebody listens'),
     ('/diagnostics', 'diagnostic_msgs/msg/DiagnosticArray',
      'every `diagnostics_period`, in every state'),
 ]
@@ -66,6 +67,8 @@ DIAGNOSTICS = {
     'sign': "newest image's: `resolved` or `unresolved`",
     'blur extent [px]': "newest image's median length of blur",
     'angular velocity stddev [rad/s]': "newest image's, x, y, z, from its covariance",
+    'estimated exposure [ms]': 'and its standard deviation, with `stream.exposure_mode: estimate`',
+    'median depth [m]': 'of the newest depth image, with `use_depth_topic`',
     'memory [MiB]': 'resident memory of the process',
     'GPU memory [MiB]': 'of its tensors; 0 on the CPU',
 }
@@ -85,12 +88,13 @@ CAUSES = {
 }
 
 LICENCES = {
-    'accelerate': 'Apache-2.0', 'embreex': 'BSD-2-Clause',
-    'matplotlib': 'PSF-based, BSD-compatible', 'numpy': 'BSD-3-Clause',
-    'opencv-python-headless': 'Apache-2.0', 'pyyaml': 'MIT',
-    'rosbags': 'Apache-2.0', 'safetensors': 'Apache-2.0', 'scipy': 'BSD-3-Clause',
-    'tensorboard': 'Apache-2.0', 'timm': 'Apache-2.0', 'torch': 'BSD-3-Clause',
-    'tqdm': 'MPL-2.0 AND MIT'}
+    'accelerate': 'Apache-2.0', 'allantools': 'LGPL-3.0-or-later', 'embreex': 'BSD-2-Clause',
+    'evo': 'GPL-3.0-only', 'matplotlib': 'PSF-based, BSD-compatible',
+    'numpy': 'BSD-3-Clause',
+    'opencv-python-headless': 'Apache-2.0', 'pycolmap': 'BSD-3-Clause', 'pyyaml': 'MIT',
+    'rerun-sdk': 'MIT OR Apache-2.0', 'rosbags': 'Apache-2.0', 'safetensors': 'Apache-2.0',
+    'scipy': 'BSD-3-Clause', 'tensorboard': 'Apache-2.0', 'timm': 'Apache-2.0',
+    'torch': 'BSD-3-Clause', 'tqdm': 'MPL-2.0 AND MIT'}
 """By the projects' own statement; a test compares them with the metadata of what is installed."""
 
 
