@@ -19,7 +19,8 @@ DOCS = Path(__file__).resolve().parent
 CHECKOUT = DOCS.parent
 REFERENCE, SECURITY = DOCS / 'reference.md', DOCS / 'security.md'
 PAGES_OF_OTHERS: set[str] = {'robot_localization.md', 'rviz.md', 'cameras.md', 'recordings.md',
-                             'calibration.md', 'export.md', 'baselines.md'}
+                             'calibration.md', 'export.md', 'baselines.md',
+                             'rolling_shutter_and_exposure.md'}
 """Pages that the index names before they are written."""
 
 SUBSCRIBED = [
