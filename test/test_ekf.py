@@ -149,7 +149,7 @@ def judge(odometry: list[Odometry], begin_ns: int, axis: tuple[float, ...]) -> N
             truth.append(np.array(axis) * pan(time_s)[1])
             covariances.append(np.reshape(msg.twist.covariance, (6, 6))[3:, 3:])
     rates, truth = np.array(rates), np.array(truth)
-    assert len(rates) > 20, len(odometry)
+    assert len(rates) > 10, len(odometry)
     slope = np.sum(rates * truth) / np.sum(truth ** 2)
     rms = np.sqrt(np.mean(np.sum((rates - truth) ** 2, axis=1)))
     begin, end = (Rotation.from_quat([getattr(pose.pose.orientation, name) for name in 'xyzw'])
