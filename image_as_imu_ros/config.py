@@ -24,6 +24,7 @@ Config = TypeVar('Config')
 
 
 WEIGHTS = (r'\w[\w.-]*|[^\0]*[^\0/]\.safetensors', 'a name, or a path that ends in .safetensors')
+NODE_NAME = (r'(/?\w+(/\w+)*)?', 'a node name, with or without namespaces')
 FRAME_ID = (r'([^\s/]\S*)?', 'a TF frame without a leading slash or spaces')
 """Text that settings may take: a pattern for all of it, and what it is."""
 
@@ -140,7 +141,8 @@ class NodeConfig:
         'realsense2_camera, of FLIR cameras or of camera_ros; v4l2: a parameter of exposure_node',
         one_of=('parameter', 'topic', 'realsense', 'flir', 'libcamera', 'v4l2'))
     exposure_node: str = setting(
-        '', 'name of the camera driver node whose parameters tell the exposure (v4l2)')
+        '', 'name of the camera driver node whose parameters tell the exposure (v4l2)',
+        matching=NODE_NAME, read_only=False, changes_in='inactive')
     rectified: str = setting(
         'auto', 'whether the images are rectified, so that P of camera_info counts and not K and '
         'D; auto: where their topic is named image_rect...', one_of=('auto', 'yes', 'no'))

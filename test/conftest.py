@@ -165,7 +165,7 @@ def write_sequence_folder(folder: Path, sequence: BlurredSequence,
         rows.append(f'{name},{middle_s:.9f},{sequence.exposure_time_s},{width},{height},'
                     f'{fx},{fy},{cx},{cy}')
     (folder / 'frames.csv').write_text('\n'.join(rows) + '\n')
-    end_s = sequence.frames[-1].start_s + 0.2
+    end_s = sequence.frames[-1].start_s + 0.23
     samples = [(time_s, *rate(time_s)) for time_s in np.arange(-0.2, end_s, 0.005)]
     (folder / 'gyro.csv').write_text('t,wx,wy,wz\n' + ''.join(
         ','.join(f'{value:.9f}' for value in sample) + '\n' for sample in samples))

@@ -167,8 +167,8 @@ def _copied(bag: Bag, copies: dict[int, Connection]) -> Iterator[tuple[int, Conn
 
 def _delay_ns(bag: Bag, image: Connection) -> int:
     """Typical time from an image's stamp to when it was recorded."""
-    recorded_ns = [time_ns for _, time_ns, _ in bag.messages([image])]
-    return int(np.median(np.array(recorded_ns) - bag.header_stamps_ns(image)))
+    header_ns, received_ns = bag.stamps_ns(image)
+    return int(np.median(received_ns - header_ns))
 
 
 def _imu(store: Typestore, estimate: MotionEstimate, frame: str) -> object:
