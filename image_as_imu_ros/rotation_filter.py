@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -77,9 +78,15 @@ def shaking(elapsed_s: float, length_s: float, drift: float) -> tuple[np.ndarray
     generator = np.zeros((10, 10))
     generator[:5, :5], generator[5:, 5:] = -dynamics, dynamics.T
     generator[3, 8], generator[4, 9] = 16.0 / 3.0 * decay ** 5, drift ** 2
-    exponential = expm(generator * elapsed_s)
+    # of a part in which nothing fades much, then doubled: the exponential grows as rates fade
+    doublings = max(0, math.ceil(math.log2(elapsed_s * decay + 1e-9)))
+    exponential = expm(generator * (elapsed_s / 2 ** doublings))
     transition = exponential[5:, 5:].T
-    return transition, transition @ exponential[:5, 5:]
+    noise = transition @ exponential[:5, 5:]
+    for _ in range(doublings):
+        noise = transition @ noise @ transition.T + noise
+        transition = transition @ transition
+    return transition, noise
 
 
 class RotationFilter:

@@ -8,7 +8,7 @@ import pytest
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import SynchronizationError
 from image_as_imu_ros.evaluation.metrics import mean_nees, rmse, sign_accuracy
-from image_as_imu_ros.rotation_filter import GATE, BlurGain, RotationFilter
+from image_as_imu_ros.rotation_filter import GATE, BlurGain, RotationFilter, shaking
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import EstimateStatus
 
@@ -165,6 +165,26 @@ def test_filter_expects_shaking_about_a_steady_rate(elapsed_s):
     kernel = (1 + distance + distance ** 2 / 3) * np.exp(-distance)
     np.testing.assert_allclose(rotation_filter.rate, (1 + kernel) / 2 * rate_rad_s, rtol=1e-4)
     np.testing.assert_allclose(rotation_filter.two_rates[:3], rate_rad_s, rtol=1e-6)
+
+
+@pytest.mark.parametrize('elapsed_s', [1e-9, 1e-4, 0.033, 0.5, 10.0])
+def test_filter_stays_sound_over_any_gap(elapsed_s):
+    rotation_filter = RotationFilter()
+    for _ in range(20):
+        rotation_filter.predict(elapsed_s)
+        rotation_filter.update(0, np.full(3, 0.01), 1e-8 * np.eye(3))
+        rotation_filter.update(3, np.full(3, 0.5), 1e-2 * np.eye(3))
+        assert np.linalg.eigvalsh(rotation_filter.rate_covariance).min() > 0
+        assert np.isfinite(rotation_filter.mean).all()
+
+
+def test_noise_of_a_gap_is_that_of_its_parts():
+    whole, parts = (shaking(gap_s, RotationFilter.LENGTH_S, 1.0) for gap_s in (0.3, 0.1))
+    transition, noise = np.eye(5), np.zeros((5, 5))
+    for _ in range(3):
+        transition, noise = parts[0] @ transition, parts[0] @ noise @ parts[0].T + parts[1]
+    np.testing.assert_allclose(whole[0], transition, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(whole[1], noise, rtol=1e-6, atol=1e-9)
 
 
 def test_filter_takes_in_how_two_rates_differ():

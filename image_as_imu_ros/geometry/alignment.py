@@ -34,6 +34,9 @@ BLUR_STEP_PX = 1.6
 MAX_VIEWS = 24
 PIXELS_PER_WITNESS = 200.0
 """Neighbouring residuals are alike: so many pixels count as one independent witness."""
+OUTLIER = 2.5
+"""Standard deviations from which on a residual counts less."""
+LEAST_NOISE = 1e-3
 TRANSLATION_PRIOR = 0.15
 TRANSLATION_PRIOR_FLOOR = 0.004
 FACING = np.array([0.0, 0.0, 1.0])
@@ -122,11 +125,9 @@ class Level:
             a, b = a - a.mean(), b - b.mean()
             a_power, b_power = float(a @ a) + 1e-6, float(b @ b) + 1e-6
             residual = a * math.sqrt(b_power / a_power) - b  # exposure or white level may change
-            size = np.abs(residual)
-            noise = 1.4826 * float(np.median(size)) + 1e-3
-            weight = 1.0 / (1.0 + (residual / (2.5 * noise)) ** 2) ** 2
+            weight, noise = robust_weights(residual, LEAST_NOISE)
             jacobian = self.jacobian[inside]
-            weighted = jacobian * (weight / (PIXELS_PER_WITNESS * noise ** 2))[:, None]
+            weighted = jacobian * weight[:, None]
             information = (jacobian.T @ weighted).astype(float) + WEAK_PRIOR
             vector = (weighted.T @ residual).astype(float)
             angle = cv2.Rodrigues(rotation)[0][:, 0]
@@ -139,7 +140,7 @@ class Level:
         similarity = 1.0 - float(residual @ residual) / (2 * b_power)
         return Alignment(np.concatenate([cv2.Rodrigues(rotation)[0][:, 0], translation]),
                          np.linalg.inv(information), similarity,
-                         float((size < 2.5 * noise).mean()))
+                         float((np.abs(residual) < OUTLIER * noise).mean()))
 
 
 def turned_homography(intrinsics: CameraIntrinsics, rotation: np.ndarray,
@@ -192,11 +193,17 @@ def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarra
     return sum(view for _, view in views) / len(views)
 
 
-def robust_weights(residual: np.ndarray) -> np.ndarray:
-    """Weights (N,) of least squares: inverse variance, less for outliers and for neighbours."""
-    size = np.abs(residual)
-    noise = 1.4826 * float(np.median(size)) + 1e-9
-    return 1.0 / ((1.0 + (size / (2.5 * noise)) ** 2) ** 2 * (PIXELS_PER_WITNESS * noise ** 2))
+def robust_weights(residual: np.ndarray, least_noise: float) -> tuple[np.ndarray, float]:
+    """
+    Weigh pixels in least squares: by the inverse variance, outliers and neighbours less.
+
+    :param residual: (N,)
+    :param least_noise: of a residual, however small they are
+    :returns: weights (N,), and the residuals' standard deviation without outliers
+    """
+    noise = 1.4826 * float(np.median(np.abs(residual))) + least_noise
+    return 1.0 / ((1.0 + (residual / (OUTLIER * noise)) ** 2) ** 2
+                  * (PIXELS_PER_WITNESS * noise ** 2)), noise
 
 
 class PairAligner:

@@ -31,6 +31,8 @@ STEP_PX = 2.0
 LEAST_VIEWS = 4
 DETAIL_PX = 6.0
 """Standard deviation of the Gaussian whose result is taken off, so that shading does not count."""
+LEAST_MISFIT = 0.02
+"""Of images of unit contrast, however alike they are."""
 BORDER_PX = 4
 LEAST_INFORMATION = 1e-6
 """Directions that are told less, relative to the best, count as not told."""
@@ -91,7 +93,7 @@ class RelativeBlurSolver:
             return None
         residual, jacobian = self._residual(np.maximum(first, 0.0) ** GAMMA, second ** GAMMA,
                                             motions, inner)
-        weighted = jacobian * robust_weights(residual)[:, None]
+        weighted = jacobian * robust_weights(residual, LEAST_MISFIT)[0][:, None]
         information = (weighted.T @ jacobian).astype(float)
         vector = -(weighted.T @ residual).astype(float)
         # a factor common to both lengths is left open
@@ -129,14 +131,15 @@ class RelativeBlurSolver:
             blurred, moment = (_detail(each / len(views)) for each in (blurred, moment))
             value = blurred[inner]
             value -= value.mean()
-            size = float(np.linalg.norm(value)) + 1e-9
-            value /= size
+            contrast = float(value.std()) + 1e-9
+            value /= contrast
             gx, gy = (cv2.Sobel(moment, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)[inner]
                       for dx, dy in ((1, 0), (0, 1)))
             # a longer way takes what is seen before and after further off
-            slope = -(gx[:, None] * field[:, 0] + gy[:, None] * field[:, 1]) / size
+            slope = -(gx[:, None] * field[:, 0] + gy[:, None] * field[:, 1]) / contrast
             values.append(value)
-            slopes.append(slope - np.outer(value, value @ slope))  # of an image of unit contrast
+            # of an image of unit contrast
+            slopes.append(slope - np.outer(value, value @ slope / len(value)))
         return values[0] - values[1], np.concatenate([-slopes[1], slopes[0]], axis=1)
 
 

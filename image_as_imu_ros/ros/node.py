@@ -145,12 +145,12 @@ class VisualImu(LifecycleNode):
         self._last_warning_s: dict[DropCause, float] = {}
         self._newest_frame_ns: int | None = None
 
+        self._overlay = OverlayPainter(self)
         self._diagnostics_timer: Timer | None = None
         self._settings = NodeParameters(self, self._state, self._follow)
         self._imu_publisher = self._publisher(Imu, '~/imu/data_raw')
         self._twist_publisher = self._publisher(TwistWithCovarianceStamped, '~/twist')
         self._motion_publisher = self._publisher(MotionEstimateMsg, '~/motion')
-        self._overlay = OverlayPainter(self)
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, '/diagnostics', OUTPUT_DEPTH)
         # Steady, so that a simulated clock that stands still does not silence them.
