@@ -81,7 +81,8 @@ def test_latency_over_dds_tells_times_counts_and_load(tmp_path, capsys):
                  'estimator.threads=1']) == 0
     result = json.loads(result_file.read_text())
     assert (result['mode'], result['image_size'], result['rate_hz']) == ('dds', '96x72', 30.0)
-    assert 0 < result['images'] <= result['counts']['received']
+    # two images may be in work when the count begins
+    assert 0 < result['images'] <= result['counts']['received'] + 2
     assert set(result['ms']) == {'latency', 'processing', 'overhead'}
     for times in result['ms'].values():
         assert 0 < times['p50'] <= times['p95'] <= times['p99']
