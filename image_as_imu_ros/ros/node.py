@@ -62,6 +62,9 @@ STOP_WAIT_S = 1.0
 WARM_UP_FRAMES = 2
 """The second one is also aligned with the first."""
 
+LATENESS_S = 0.5
+"""An image that is older than one before by more than this tells of a jump in time."""
+
 INTERVAL_TOLERANCE = 1.1
 """Exposures up to this many frame intervals pass: stamps jitter."""
 
@@ -473,7 +476,7 @@ class VisualImu(LifecycleNode):
         if self._newest_frame_ns is None or stamp_ns > self._newest_frame_ns:
             return
         back_s = (self._newest_frame_ns - stamp_ns) * 1e-9
-        if back_s <= config.stream.max_gap:
+        if back_s <= min(config.stream.max_gap, LATENESS_S):
             raise FrameDropped(DropCause.OUT_OF_ORDER, f'image is {back_s:.3f} s older than one '
                                'before it')
         self.get_logger().warning(f'time jumped back by {back_s:.3f} s: starting anew',
