@@ -19,12 +19,12 @@ from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualG
 from image_as_imu_ros.geometry.alignment import Alignment, Level
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.rotation_filter import (
-    GATE,
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
     BlurGain,
     RotationFilter,
     singer,
+    updated,
 )
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
@@ -142,14 +142,7 @@ class BandFilter:
 
     def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
         """Take in a measurement, trusted less the further it is outside the gate."""
-        excess = self.distance(matrix, value, covariance) / GATE
-        known = matrix @ self.covariance
-        if excess > 1.0:
-            covariance = covariance * excess + known @ matrix.T * (excess - 1.0)
-        gain = np.linalg.solve(known @ matrix.T + covariance, known).T
-        self.mean = self.mean + gain @ (value - matrix @ self.mean)
-        self.covariance = self.covariance - gain @ known
-        self.covariance = 0.5 * (self.covariance + self.covariance.T)
+        self.mean, self.covariance = updated(self.mean, self.covariance, matrix, value, covariance)
 
 
 @dataclass(frozen=True)

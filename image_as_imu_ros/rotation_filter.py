@@ -43,6 +43,24 @@ def singer(elapsed_s: float, acceleration: float,
     return transition, noise
 
 
+def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value: np.ndarray,
+            noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Kalman's update by a measurement, trusted less the further it is outside the gate.
+
+    :param mean, covariance: of the state, (n,), (n, n)
+    :param matrix: (m, n), of which state the measurement is
+    :param value, noise: the measurement, (m,), and its covariance, (m, m)
+    :returns: mean and covariance of the state
+    """
+    innovation, known = value - matrix @ mean, matrix @ covariance
+    spread = known @ matrix.T + noise
+    spread *= max(1.0, float(innovation @ np.linalg.solve(spread, innovation)) / GATE)
+    gain = np.linalg.solve(spread, known).T
+    covariance = covariance - gain @ known
+    return mean + gain @ innovation, 0.5 * (covariance + covariance.T)
+
+
 @dataclass(frozen=True)
 class FilterStep:
     """A filter's state at one frame, with what it was predicted from the frame before."""
@@ -161,7 +179,8 @@ class RotationFilter:
 
     def update(self, start: int, value: np.ndarray, covariance: np.ndarray) -> None:
         """Take in a measurement, trusted less the further it is outside the gate."""
-        self._update(np.eye(len(self.mean))[start:start + 3], value, covariance)
+        self.mean, self.covariance = updated(
+            self.mean, self.covariance, np.eye(len(self.mean))[start:start + 3], value, covariance)
 
     def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
         """
@@ -173,17 +192,9 @@ class RotationFilter:
         power, directions = np.linalg.eigh(information)
         told = power > LEAST_INFORMATION * power[-1]
         directions = directions[:, told].T
-        self._update(directions @ np.eye(len(self.mean))[TWO_RATES], directions @ rates,
-                     np.diag(1.0 / power[told]))
-
-    def _update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
-        innovation, known = value - matrix @ self.mean, matrix @ self.covariance
-        spread = known @ matrix.T + covariance
-        spread *= max(1.0, float(innovation @ np.linalg.solve(spread, innovation)) / GATE)
-        gain = np.linalg.solve(spread, known).T
-        self.mean = self.mean + gain @ innovation
-        self.covariance = self.covariance - gain @ known
-        self.covariance = 0.5 * (self.covariance + self.covariance.T)
+        self.mean, self.covariance = updated(
+            self.mean, self.covariance, directions @ np.eye(len(self.mean))[TWO_RATES],
+            directions @ rates, np.diag(1.0 / power[told]))
 
     def remember(self, elapsed_s: float) -> None:
         """Let the size of the motion to expect follow the rates."""

@@ -76,7 +76,7 @@ class Level:
         if strength.size > MAX_PIXELS:
             chosen = np.argpartition(-strength.ravel(), MAX_PIXELS)[:MAX_PIXELS]
         self.earlier = earlier
-        self.intrinsics = intrinsics
+        self.camera, self.inverse_camera = intrinsics.matrix, np.linalg.inv(intrinsics.matrix)
         self.values = later.ravel()[chosen]
         self.jacobian = gx.ravel()[chosen, None] * matrix[chosen, 0] \
             + gy.ravel()[chosen, None] * matrix[chosen, 1]
@@ -100,7 +100,7 @@ class Level:
                translation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Earlier image as the later camera would see it: values (N,), and which lie inside."""
         height, width = self.earlier.shape
-        homography = turned_homography(self.intrinsics, rotation, translation)
+        homography = self.camera @ turned(rotation, translation) @ self.inverse_camera
         x, y, z = homography.astype(np.float32) @ self.pixels
         z = np.maximum(z, 1e-3)
         x, y = x / z - self.offset_px[0], y / z - self.offset_px[1]
@@ -143,17 +143,15 @@ class Level:
                          float((np.abs(residual) < OUTLIER * noise).mean()))
 
 
-def turned_homography(intrinsics: CameraIntrinsics, rotation: np.ndarray,
-                      translation: np.ndarray) -> np.ndarray:
+def turned(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """
-    Homography from the later image's pixels to the earlier one's, of a scene at one depth.
+    Homography from the later camera's rays to the earlier one's, of a scene at one depth.
 
     :param rotation: (3, 3), of the later camera in the earlier one's axes
     :param translation: (3,), over the depth
-    :returns: (3, 3), px
+    :returns: (3, 3)
     """
-    turned = rotation * (1.0 - translation[2]) + np.outer(translation, rotation[2])
-    return intrinsics.matrix @ turned @ np.linalg.inv(intrinsics.matrix)
+    return rotation * (1.0 - translation[2]) + np.outer(translation, rotation[2])
 
 
 def views_along(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray,

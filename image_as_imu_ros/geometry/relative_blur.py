@@ -17,7 +17,7 @@ import numpy as np
 from image_as_imu_ros.geometry.alignment import (
     Alignment,
     robust_weights,
-    turned_homography,
+    turned,
     views_along,
 )
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
@@ -58,7 +58,7 @@ class RelativeBlurSolver:
     """
 
     def __init__(self, intrinsics: CameraIntrinsics) -> None:
-        self._camera = intrinsics
+        self._camera, self._inverse_camera = intrinsics.matrix, np.linalg.inv(intrinsics.matrix)
         self._size = (intrinsics.width_px // REDUCTION, intrinsics.height_px // REDUCTION)
         self._reduced = intrinsics.resized(*self._size)
         field = motion_field_matrix(pixel_grid(*self._size, 1), self._reduced)
@@ -77,7 +77,7 @@ class RelativeBlurSolver:
         :returns: None where too little of the scene is in both images
         """
         turn = cv2.Rodrigues(alignment.motion[:3])[0]
-        homography = turned_homography(self._camera, turn, alignment.motion[3:])
+        homography = self._camera @ turned(turn, alignment.motion[3:]) @ self._inverse_camera
         shape = later.shape[::-1]
         scene = cv2.warpPerspective(earlier, homography, shape,
                                     flags=cv2.WARP_INVERSE_MAP | cv2.INTER_CUBIC,
