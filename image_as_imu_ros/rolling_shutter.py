@@ -18,11 +18,11 @@ from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
 from image_as_imu_ros.geometry.alignment import Alignment, Level
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.rotation_filter import (
+from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
     BlurGain,
-    RotationFilter,
+    MotionFilter,
     singer,
     updated,
 )
@@ -209,7 +209,7 @@ class BandEstimator:
         if self._filter is None or previous is None:
             self.reset()
             self._acceleration = START_ACCELERATION_RAD_S2
-            self._filter = BandFilter(np.zeros(3), RotationFilter.INITIAL_RATE_RAD_S ** 2
+            self._filter = BandFilter(np.zeros(3), MotionFilter.INITIAL_RATE_RAD_S ** 2
                                       * np.eye(3), self._acceleration)
             self._now_s = times_s[0]
         pyramids = self._pyramids(previous, current) if len(self._times_s) else []

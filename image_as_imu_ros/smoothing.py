@@ -9,8 +9,8 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import VisualGyroscope
-from image_as_imu_ros.rotation_filter import MAX_SPEED_STD_RAD_S, FilterStep
-from image_as_imu_ros.stream import StreamEstimator
+from image_as_imu_ros.motion_filter import MAX_SPEED_STD_RAD_S, RATE, FilterStep
+from image_as_imu_ros.stream import StreamEstimator, with_twist
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 
@@ -26,7 +26,7 @@ class SmoothedStream:
     def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig) -> None:
         self._stream = StreamEstimator(gyroscope, config)
         self._frames = config.smoothing_frames
-        self._pending: deque[tuple[MotionEstimate, FilterStep]] = deque()
+        self._pending: deque[tuple[MotionEstimate, FilterStep, tuple[float, float]]] = deque()
 
     def process(self, frame: Frame) -> list[MotionEstimate]:
         """
@@ -39,7 +39,7 @@ class SmoothedStream:
             return [estimate]
         step = self._stream.filter_step
         final = self.finish() if step.begins else []
-        self._pending.append((estimate, step))
+        self._pending.append((estimate, step, self._stream.scene_depth))
         if len(self._pending) > self._frames:
             final.append(self._release())
         return final
@@ -50,24 +50,20 @@ class SmoothedStream:
 
     def _release(self) -> MotionEstimate:
         """Take out the oldest estimate, smoothed by all that follow."""
-        *earlier, (_, last) = self._pending
+        *earlier, (_, last, _) = self._pending
         mean, covariance = last.mean, last.covariance
         following = last
-        for _, step in reversed(earlier):
+        for _, step, _ in reversed(earlier):
             gain = np.linalg.solve(following.predicted_covariance,
                                    following.transition @ step.covariance).T
             mean = step.mean + gain @ (mean - following.predicted_mean)
             covariance = step.covariance \
                 + gain @ (covariance - following.predicted_covariance) @ gain.T
             following = step
-        estimate, _ = self._pending.popleft()
-        rate_covariance = 0.5 * (covariance + covariance.T)[3:6, 3:6]
-        if np.trace(rate_covariance) >= 3 * MAX_SPEED_STD_RAD_S ** 2:
+        estimate, _, depth = self._pending.popleft()
+        if np.trace(covariance[RATE, RATE]) >= 3 * MAX_SPEED_STD_RAD_S ** 2:
             return estimate
-        full = estimate.covariance.copy()
-        full[:3, 3:] = full[3:, :3] = 0.0
-        full[3:, 3:] = rate_covariance
         return replace(
-            estimate, angular_velocity_rad_s=mean[3:6], covariance=full, sign_resolved=True,
+            with_twist(estimate, mean, covariance, depth), sign_resolved=True,
             status=EstimateStatus.OK if estimate.status is EstimateStatus.OK
             else EstimateStatus.PREDICTED)

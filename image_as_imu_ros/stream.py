@@ -24,20 +24,24 @@ from image_as_imu_ros.estimator import (
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
 from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
-from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
-from image_as_imu_ros.rotation_filter import (
+from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
+    MOVED,
+    RATE,
     RESOLVED_MARGIN,
+    TWIST,
     BlurGain,
     FilterStep,
-    RotationFilter,
+    MotionFilter,
 )
+from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
-UNMODELLED_DEPTH = 0.03
-"""Error of an aligned rotation, relative to it, from the scene not lying at one depth."""
+UNMODELLED_TURN = 0.04
+UNMODELLED_WAY = 0.3
+"""Error of an aligned rotation and translation, relative to each, from a scene of many depths."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
@@ -81,6 +85,11 @@ class StreamEstimator:
         return self._gain.variance < KNOWN_EXPOSURE_STD ** 2
 
     @property
+    def scene_depth(self) -> tuple[float, float]:
+        """Distance of the last frame's scene, m, and its relative error."""
+        return self.gyroscope.depth_of(self._previous)
+
+    @property
     def filter_step(self) -> FilterStep:
         """The filter's state after the last frame, for a smoother."""
         return self._filter.step
@@ -97,7 +106,7 @@ class StreamEstimator:
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._comparison: RelativeBlurSolver | None = None
-        self._filter = RotationFilter()
+        self._filter = MotionFilter()
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
     @property
@@ -139,7 +148,7 @@ class StreamEstimator:
         exposure_s = frame.exposure_time_s
         start = None
         if previous is not None and exposure_s is not None:
-            start = np.pad(self._filter.rate * exposure_s * self._gain.value, (0, 3))
+            start = self._filter.twist * exposure_s * self._gain.value
         measurement = self.gyroscope.solve(observation, start)
         begin = time.perf_counter()
         alignment = None
@@ -149,8 +158,10 @@ class StreamEstimator:
                 turn = alignment.motion[:3]
                 turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, frame))
                 alignment = replace(alignment, motion=np.concatenate([turn, alignment.motion[3:]]))
-                unmodelled = np.eye(3) * UNMODELLED_DEPTH ** 2 * (turn @ turn)
-                self._filter.update(0, turn, alignment.covariance[:3, :3] + unmodelled)
+                unmodelled = np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn), UNMODELLED_WAY ** 2
+                                        * (alignment.motion[3:] @ alignment.motion[3:])], 3)
+                self._filter.update_motion(MOVED, alignment.motion, alignment.covariance,
+                                           alignment.translation_spread, np.diag(unmodelled))
             if measurement.solution is not None and exposure_s is not None:
                 expected = Expectation(self._filter.rate * exposure_s * self._gain.value,
                                        self._filter.rate_covariance * exposure_s ** 2)
@@ -216,8 +227,7 @@ class StreamEstimator:
             return None
         if self._aligner is None:
             self._aligner = PairAligner(current.intrinsics)
-        prediction = np.concatenate([self._filter.mean[:3], np.zeros(3)])
-        seeds = [np.zeros(6), prediction]
+        seeds = [np.zeros(6), self._filter.moved]
         blurs = []
         for measurement in (previous, current):
             blur = measurement.solution.motion if measurement.informative else None
@@ -251,14 +261,14 @@ class StreamEstimator:
                 length = np.linalg.norm(self._filter.rate) / (np.linalg.norm(blur_rate) + 1e-9)
                 signing = _scaled(self.gyroscope.to_estimate(measurement), float(length), 0.0)
             rate, covariance = signing.angular_velocity_rad_s, signing.covariance[3:, 3:]
-            against = self._filter.likelihood(3, -rate, covariance) \
-                - self._filter.likelihood(3, rate, covariance)
+            against = self._filter.likelihood(-rate, covariance) \
+                - self._filter.likelihood(rate, covariance)
             margin = 0.5 * abs(against)
             if against < 0:
                 estimate, blur_rate = estimate.negated(), -blur_rate
             rate = estimate.angular_velocity_rad_s
             if margin >= RESOLVED_MARGIN:
-                self._filter.update(3, rate, estimate.covariance[3:, 3:])
+                self._update_by_blur(measurement, rate)
                 if alignment is not None:
                     self._gain_history = [*history[-2:],
                                           (blur_rate, alignment.motion[:3], elapsed_s)]
@@ -266,7 +276,7 @@ class StreamEstimator:
                     self._compare_blurs(measurement, alignment)
             else:  # of either sign: zero, give or take the rate
                 either = estimate.of_either_sign()
-                self._filter.update(3, np.zeros(3), either.covariance[3:, 3:])
+                self._filter.update(RATE, np.zeros(3), either.covariance[3:, 3:])
         inflates = blurred and self.config.unresolved_sign == 'inflate'
         if elapsed_s is None:
             return replace(estimate.of_either_sign(), sign_resolved=True,
@@ -275,8 +285,6 @@ class StreamEstimator:
         if alignment is not None and not resolved:
             estimate = replace(
                 estimate,
-                linear_velocity_m_s=alignment.motion[3:] / elapsed_s
-                * self.gyroscope.depth_of(measurement)[0],
                 quality=max(estimate.quality, alignment.similarity),
                 inlier_share=alignment.inlier_share)
         if resolved or alignment is not None:
@@ -289,11 +297,38 @@ class StreamEstimator:
             return estimate
         if inflates and not resolved and alignment is None:
             estimate = estimate.of_either_sign()
-        full = np.zeros((6, 6))
-        full[:3, :3] = estimate.covariance[:3, :3]
-        full[3:, 3:] = self._filter.rate_covariance
-        return replace(estimate, angular_velocity_rad_s=self._filter.rate.copy(),
-                       covariance=full, sign_resolved=True, sign_margin=margin, status=status)
+        return replace(
+            with_twist(estimate, self._filter.mean, self._filter.covariance,
+                       self.gyroscope.depth_of(measurement)),
+            sign_resolved=True, sign_margin=margin, status=status)
+
+    def _update_by_blur(self, measurement: BlurMeasurement, rate: np.ndarray) -> None:
+        """Take in a blur, on the side of a rate, (3,)."""
+        solution = measurement.solution
+        to_twist = 1.0 / (measurement.frame.exposure_time_s * self._gain.value)
+        twist = np.copysign(to_twist, solution.motion[:3] @ rate) * solution.motion
+        self._filter.update_motion(
+            TWIST, twist,
+            to_twist ** 2 * solution.covariance + self._gain.variance * np.outer(twist, twist),
+            to_twist ** 2 * solution.translation_spread)
+
+
+def with_twist(estimate: MotionEstimate, mean: np.ndarray, covariance: np.ndarray,
+               depth: tuple[float, float]) -> MotionEstimate:
+    """
+    Let an estimate tell what a filter's state does.
+
+    :param mean, covariance: of the state of `MotionFilter`
+    :param depth: of the scene, m, and its relative error
+    """
+    depth_m, depth_error = depth
+    order = np.r_[TWIST[3:], TWIST[:3]]
+    to_metres = np.repeat([depth_m, 1.0], 3)
+    twist = to_metres * mean[order]
+    covariance = covariance[np.ix_(order, order)] * np.outer(to_metres, to_metres)
+    covariance[:3, :3] += depth_error ** 2 * np.outer(twist[:3], twist[:3])
+    return replace(estimate, linear_velocity_m_s=twist[:3], angular_velocity_rad_s=twist[3:],
+                   covariance=0.5 * (covariance + covariance.T))
 
 
 def _nothing(stamp_ns: int) -> MotionEstimate:

@@ -15,7 +15,7 @@ TURN = (0.03, 0.06, 0.05)
 
 
 def aligned(turn_rad):
-    return Alignment(motion(turn_rad), 1e-6 * np.eye(6), 0.9, 0.9)
+    return Alignment(motion(turn_rad), 1e-6 * np.eye(6), 0.9, 0.9, 1e-4)
 
 
 def compare(before, after, *, guess_before=None, guess_after=None, turn_rad=TURN):

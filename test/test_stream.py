@@ -8,7 +8,7 @@ import pytest
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import SynchronizationError
 from image_as_imu_ros.evaluation.metrics import mean_nees, rmse, sign_accuracy
-from image_as_imu_ros.rotation_filter import GATE, BlurGain, RotationFilter, shaking
+from image_as_imu_ros.motion_filter import GATE, RATE, BlurGain, MotionFilter, shaking
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.types import EstimateStatus
 
@@ -157,29 +157,29 @@ def test_covered_lens_is_not_taken_for_rest(gyroscope, blurred_frames):
 
 @pytest.mark.parametrize('elapsed_s', [0.0, 0.01, 1 / 30, 0.2])
 def test_filter_expects_shaking_about_a_steady_rate(elapsed_s):
-    rotation_filter, rate_rad_s = RotationFilter(), np.array([1.0, -2.0, 0.5])
-    rotation_filter.update(3, rate_rad_s, 1e-9 * np.eye(3))
-    rotation_filter.predict(elapsed_s)
+    motion_filter, rate_rad_s = MotionFilter(), np.array([1.0, -2.0, 0.5])
+    motion_filter.update(RATE, rate_rad_s, 1e-9 * np.eye(3))
+    motion_filter.predict(elapsed_s)
     # half of it is steady, the other half fades by the kernel of Matern's process
-    distance = np.sqrt(5) * elapsed_s / RotationFilter.LENGTH_S
+    distance = np.sqrt(5) * elapsed_s / MotionFilter.LENGTH_S
     kernel = (1 + distance + distance ** 2 / 3) * np.exp(-distance)
-    np.testing.assert_allclose(rotation_filter.rate, (1 + kernel) / 2 * rate_rad_s, rtol=1e-4)
-    np.testing.assert_allclose(rotation_filter.two_rates[:3], rate_rad_s, rtol=1e-6)
+    np.testing.assert_allclose(motion_filter.rate, (1 + kernel) / 2 * rate_rad_s, rtol=1e-4)
+    np.testing.assert_allclose(motion_filter.two_rates[:3], rate_rad_s, rtol=1e-6)
 
 
 @pytest.mark.parametrize('elapsed_s', [1e-9, 1e-4, 0.033, 0.5, 10.0])
 def test_filter_stays_sound_over_any_gap(elapsed_s):
-    rotation_filter = RotationFilter()
+    motion_filter = MotionFilter()
     for _ in range(20):
-        rotation_filter.predict(elapsed_s)
-        rotation_filter.update(0, np.full(3, 0.01), 1e-8 * np.eye(3))
-        rotation_filter.update(3, np.full(3, 0.5), 1e-2 * np.eye(3))
-        assert np.linalg.eigvalsh(rotation_filter.rate_covariance).min() > 0
-        assert np.isfinite(rotation_filter.mean).all()
+        motion_filter.predict(elapsed_s)
+        motion_filter.update(slice(0, 3), np.full(3, 0.01), 1e-8 * np.eye(3))
+        motion_filter.update(RATE, np.full(3, 0.5), 1e-2 * np.eye(3))
+        assert np.linalg.eigvalsh(motion_filter.rate_covariance).min() > 0
+        assert np.isfinite(motion_filter.mean).all()
 
 
 def test_noise_of_a_gap_is_that_of_its_parts():
-    whole, parts = (shaking(gap_s, RotationFilter.LENGTH_S, 1.0) for gap_s in (0.3, 0.1))
+    whole, parts = (shaking(gap_s, MotionFilter.LENGTH_S, 1.0) for gap_s in (0.3, 0.1))
     transition, noise = np.eye(5), np.zeros((5, 5))
     for _ in range(3):
         transition, noise = parts[0] @ transition, parts[0] @ noise @ parts[0].T + parts[1]
@@ -188,58 +188,58 @@ def test_noise_of_a_gap_is_that_of_its_parts():
 
 
 def test_filter_takes_in_how_two_rates_differ():
-    rotation_filter = RotationFilter()
+    motion_filter = MotionFilter()
     before, rise = np.array([3.0, 0.0, -1.0]), np.array([0.5, 2.0, 0.0])
-    rotation_filter.update(3, before, 1e-6 * np.eye(3))
-    rotation_filter.predict(0.05)
+    motion_filter.update(RATE, before, 1e-6 * np.eye(3))
+    motion_filter.predict(0.05)
     difference = np.hstack([-np.eye(3), np.eye(3)])
     # any pair of rates with that difference says the same
     rates = np.concatenate([before + 40.0, before + rise + 40.0])
-    rotation_filter.update_two_rates(rates, difference.T @ difference * 1e6)
-    np.testing.assert_allclose(rotation_filter.rate, before + rise, atol=1e-3)
-    np.testing.assert_allclose(rotation_filter.two_rates[:3], before, atol=1e-3)
+    motion_filter.update_two_rates(rates, difference.T @ difference * 1e6)
+    np.testing.assert_allclose(motion_filter.rate, before + rise, atol=1e-3)
+    np.testing.assert_allclose(motion_filter.two_rates[:3], before, atol=1e-3)
 
 
 def test_filter_weighs_a_rate_by_its_variance():
-    rotation_filter = RotationFilter()
-    prior = RotationFilter.INITIAL_RATE_RAD_S ** 2
+    motion_filter = MotionFilter()
+    prior = MotionFilter.INITIAL_RATE_RAD_S ** 2
     measured, variance = np.array([2.0, 0.0, -1.0]), 4.0
-    assert rotation_filter.likelihood(3, measured, variance * np.eye(3)) \
+    assert motion_filter.likelihood(3, measured, variance * np.eye(3)) \
         == pytest.approx(5.0 / (prior + variance))
-    rotation_filter.update(3, measured, variance * np.eye(3))
-    np.testing.assert_allclose(rotation_filter.rate, measured * prior / (prior + variance))
-    np.testing.assert_allclose(rotation_filter.rate_covariance,
+    motion_filter.update(3, measured, variance * np.eye(3))
+    np.testing.assert_allclose(motion_filter.rate, measured * prior / (prior + variance))
+    np.testing.assert_allclose(motion_filter.rate_covariance,
                                np.eye(3) * prior * variance / (prior + variance))
 
 
 def test_filter_distrusts_an_outlier():
-    rotation_filter = RotationFilter()
-    prior, variance = RotationFilter.INITIAL_RATE_RAD_S ** 2, 0.01
+    motion_filter = MotionFilter()
+    prior, variance = MotionFilter.INITIAL_RATE_RAD_S ** 2, 0.01
     outlier = np.array([50.0, 0.0, 0.0])
     excess = outlier @ outlier / (prior + variance) / GATE
     assert excess > 1
-    rotation_filter.update(3, outlier, variance * np.eye(3))
+    motion_filter.update(3, outlier, variance * np.eye(3))
     # weighed as if it lay on the gate: the whole spread grows by the excess
-    assert rotation_filter.rate[0] == pytest.approx(50.0 * prior / ((prior + variance) * excess))
+    assert motion_filter.rate[0] == pytest.approx(50.0 * prior / ((prior + variance) * excess))
 
 
 def test_filter_learns_the_rate_from_angles():
-    rotation_filter, rate_rad_s = RotationFilter(), np.array([1.5, -0.5, 3.0])
+    motion_filter, rate_rad_s = MotionFilter(), np.array([1.5, -0.5, 3.0])
     for _ in range(30):
-        rotation_filter.predict(1 / 30)
-        rotation_filter.update(0, rate_rad_s / 30, 1e-8 * np.eye(3))
-    np.testing.assert_allclose(rotation_filter.rate, rate_rad_s, rtol=0.01)
+        motion_filter.predict(1 / 30)
+        motion_filter.update(0, rate_rad_s / 30, 1e-8 * np.eye(3))
+    np.testing.assert_allclose(motion_filter.rate, rate_rad_s, rtol=0.01)
 
 
 def test_motion_is_expected_to_follow_the_rates():
-    rotation_filter = RotationFilter()
-    rotation_filter.mean[3:6] = 2.0
+    motion_filter = MotionFilter()
+    motion_filter.mean[3:6] = 2.0
     for _ in range(100):
-        rotation_filter.remember(0.1)
-    assert rotation_filter.recent_rate == pytest.approx(2.0)
-    rotation_filter.mean[3:6] = 0.0
-    rotation_filter.remember(RotationFilter.MEMORY_S)
-    assert rotation_filter.recent_rate == pytest.approx(2.0 * np.exp(-0.5))
+        motion_filter.remember(0.1)
+    assert motion_filter.recent_rate == pytest.approx(2.0)
+    motion_filter.mean[3:6] = 0.0
+    motion_filter.remember(MotionFilter.MEMORY_S)
+    assert motion_filter.recent_rate == pytest.approx(2.0 * np.exp(-0.5))
 
 
 def test_gain_takes_one_observation_by_its_variance():

@@ -54,6 +54,8 @@ class Alignment:
     similarity: float
     """Correlation of the aligned images where they overlap, at most 1."""
     inlier_share: float
+    translation_spread: float
+    """Variance of the translation that was expected, about none, before the images were seen."""
 
 
 class Level:
@@ -140,7 +142,7 @@ class Level:
         similarity = 1.0 - float(residual @ residual) / (2 * b_power)
         return Alignment(np.concatenate([cv2.Rodrigues(rotation)[0][:, 0], translation]),
                          np.linalg.inv(information), similarity,
-                         float((np.abs(residual) < OUTLIER * noise).mean()))
+                         float((np.abs(residual) < OUTLIER * noise).mean()), float(spread))
 
 
 def turned(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:

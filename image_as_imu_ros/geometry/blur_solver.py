@@ -83,6 +83,8 @@ class BlurSolution:
     """Median displacement over the exposure, px of the working image."""
     depth_m: float | None = None
     """The Z of v T / Z, where the image tells it."""
+    translation_spread: float = math.inf
+    """Variance of v T / Z that was expected, about none, before the image was seen."""
     log_posterior: float = 0.0
     """Height of the hill, nats, up to a constant of the image."""
     alternatives: tuple[BlurSolution, ...] = ()
@@ -332,6 +334,7 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
             float(-np.expm1(-gain / INFORMATION_NATS)),
             float(np.mean(value > log_probability.max(axis=1) - 3.0)),
             float(np.median(np.linalg.norm(objective.matrix @ mode.motion, axis=1))),
+            translation_spread=float(translation_spread(mode.motion[None], objective.focal_px)[0]),
             log_posterior=mode.height)
 
     order = np.argsort(-heights)

@@ -1,4 +1,4 @@
-"""Filters of the stream: the rotation of the camera, and the scale of its blur."""
+"""Filters of the stream: the motion of the camera, and the scale of its blur."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ MAX_SPEED_STD_RAD_S = 6.0
 """A rate that is less certain than this is not published."""
 GATE = 50.0
 """Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
-TWO_RATES = np.r_[15:18, 3:6]
-"""Where the rates at the last image and now are in the state of `RotationFilter`."""
+RATE = slice(3, 6)
+"""Where the rate is in the state of `MotionFilter`."""
+TWO_RATES = np.r_[15:18, RATE]
+"""The rates at the last image and now."""
+MOVED = np.r_[0:3, 21:24]
+"""The angle and the way since the last image."""
+TWIST = np.r_[RATE, 18:21]
+"""The rate and the velocity now."""
+NOTHING = np.zeros((6, 6))
 
 
 def singer(elapsed_s: float, acceleration: float,
@@ -107,20 +114,41 @@ def shaking(elapsed_s: float, length_s: float, drift: float) -> tuple[np.ndarray
     return transition, noise
 
 
-class RotationFilter:
+def fading(elapsed_s: float, length_s: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Kalman filter of the camera's rotation from image to image.
+    How a velocity that fades, of unit variance, goes on over some time, and the way it makes.
+
+    :param length_s: over which it fades
+    :returns: share of the velocity that each of the two has, (2,), and their noise, (2, 2)
+
+    Source: Uhlenbeck and Ornstein (1930), doi:10.1103/PhysRev.36.823.
+    """
+    kept = math.exp(-elapsed_s / length_s)
+    lost = 1.0 - kept
+    cross = length_s * lost ** 2
+    way = length_s ** 2 * (2.0 * elapsed_s / length_s - 3.0 + 4.0 * kept - kept ** 2)
+    return np.array([kept, length_s * lost]), np.array([[1.0 - kept ** 2, cross], [cross, way]])
+
+
+class MotionFilter:
+    """
+    Kalman filter of the camera's motion from image to image.
 
     The state is the angle turned since the last image, the rate, its first and second
-    derivative, the steady rate about which it shakes, and the rate at the last image, three
-    numbers each. The shaking resembles itself over LENGTH_S; its size is in proportion to the
-    recent rates, as that of hand and body. Axes are those of the camera.
+    derivative, the steady rate about which it shakes, the rate at the last image, and then the
+    velocity over the depth of the scene and its integral since the last image, three numbers
+    each. The shaking resembles itself over LENGTH_S; its size is in proportion to the recent
+    rates, as that of hand and body, and so is that of the velocity, which fades over
+    VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process). Axes are those of the camera.
     """
 
     LENGTH_S = 0.067
     SPREAD_PER_RATE = 2.0
     SPREAD_FLOOR_RAD_S = 0.03
     DRIFT = 1.0
+    VELOCITY_LENGTH_S = 0.2
+    VELOCITY_PER_RATE = 0.15
+    VELOCITY_FLOOR = 0.05
     INITIAL_RATE_RAD_S = 5.0
     MEMORY_S = 0.3
 
@@ -128,22 +156,33 @@ class RotationFilter:
         self.recent_rate = self.INITIAL_RATE_RAD_S
         slope = 5.0 / 3.0 / self.LENGTH_S ** 2
         # of shaking and a steady rate that are as large as each other
-        spread = np.diag([0.0, 2.0, slope, 9.0 * slope ** 2, 1.0, 2.0])
+        spread = np.diag([0.0, 2.0, slope, 9.0 * slope ** 2, 1.0, 2.0,
+                          2.0 * self.VELOCITY_PER_RATE ** 2, 0.0])
         spread[1, 3] = spread[3, 1] = -slope
         spread[1, 4] = spread[4, 1] = 1.0
-        self.mean = np.zeros(18)
+        self.mean = np.zeros(3 * len(spread))
         self.covariance = np.kron(spread, np.eye(3)) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def rate(self) -> np.ndarray:
         """Angular velocity now, (3,) rad/s."""
-        return self.mean[3:6]
+        return self.mean[RATE]
 
     @property
     def rate_covariance(self) -> np.ndarray:
         """Its covariance, (3, 3), (rad/s)^2."""
-        return self.covariance[3:6, 3:6]
+        return self.covariance[RATE, RATE]
+
+    @property
+    def moved(self) -> np.ndarray:
+        """Rotation vector, rad, and translation over the depth since the last image, (6,)."""
+        return self.mean[MOVED]
+
+    @property
+    def twist(self) -> np.ndarray:
+        """Angular velocity, rad/s, and velocity over the depth, 1/s, now, (6,)."""
+        return self.mean[TWIST]
 
     @property
     def two_rates(self) -> np.ndarray:
@@ -151,14 +190,17 @@ class RotationFilter:
         return self.mean[TWO_RATES]
 
     def predict(self, elapsed_s: float) -> None:
-        """Go on by a gap; the angle is counted from its start."""
+        """Go on by a gap; the angle and the way are counted from its start."""
         # gaps that differ by less than 10 us share their matrices
         step, step_noise = shaking(round(elapsed_s, 5), self.LENGTH_S, self.DRIFT)
-        transition, noise = np.zeros((6, 6)), np.zeros((6, 6))
+        transition, noise = np.zeros((8, 8)), np.zeros((8, 8))
         transition[:5, 1:5] = step[:, 1:]
         transition[5, 1] = 1.0
         noise[:5, :5] = step_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
                                       + self.SPREAD_FLOOR_RAD_S ** 2)
+        transition[6:, 6], noise[6:, 6:] = fading(elapsed_s, self.VELOCITY_LENGTH_S)
+        noise[6:, 6:] *= (self.VELOCITY_PER_RATE * self.recent_rate) ** 2 \
+            + self.VELOCITY_FLOOR ** 2
         full = np.kron(transition, np.eye(3))
         self.mean = full @ self.mean
         self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
@@ -171,16 +213,33 @@ class RotationFilter:
         prediction = self._prediction or (np.eye(size), self.mean, self.covariance)
         return FilterStep(self._prediction is None, *prediction, self.mean, self.covariance)
 
-    def likelihood(self, start: int, value: np.ndarray, covariance: np.ndarray) -> float:
-        """Squared Mahalanobis distance of a measurement of state entries start to start + 3."""
-        innovation = value - self.mean[start:start + 3]
-        spread = self.covariance[start:start + 3, start:start + 3] + covariance
-        return float(innovation @ np.linalg.solve(spread, innovation))
+    def likelihood(self, rate: np.ndarray, covariance: np.ndarray) -> float:
+        """Squared Mahalanobis distance of a measured angular velocity, (3,) rad/s."""
+        innovation = rate - self.rate
+        return float(innovation @ np.linalg.solve(self.rate_covariance + covariance, innovation))
 
-    def update(self, start: int, value: np.ndarray, covariance: np.ndarray) -> None:
-        """Take in a measurement, trusted less the further it is outside the gate."""
+    def update(self, entries: slice | np.ndarray, value: np.ndarray,
+               covariance: np.ndarray) -> None:
+        """Take in a measurement of entries of the state, trusted less when outside the gate."""
         self.mean, self.covariance = updated(
-            self.mean, self.covariance, np.eye(len(self.mean))[start:start + 3], value, covariance)
+            self.mean, self.covariance, np.eye(len(self.mean))[entries], value, covariance)
+
+    def update_motion(self, entries: np.ndarray, motion: np.ndarray, covariance: np.ndarray,
+                      translation_spread: float, unmodelled: np.ndarray = NOTHING) -> None:
+        """
+        Take in a rotation and translation that were found under a prior about no translation.
+
+        The filter knows better what translation to expect, so that the prior is taken out.
+
+        :param entries: MOVED or TWIST
+        :param motion, covariance: (6,), (6, 6)
+        :param translation_spread: variance of the translation that the prior expected
+        :param unmodelled: (6, 6), covariance of errors that neither the images nor the prior have
+        """
+        posterior = np.linalg.inv(covariance)
+        information = posterior.copy()
+        information[3:, 3:] -= np.eye(3) / translation_spread
+        self._update_told(entries, posterior @ motion, information, unmodelled)
 
     def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
         """
@@ -189,12 +248,18 @@ class RotationFilter:
         :param rates: (6,) rad/s
         :param information: (6, 6) their inverse covariance, which may be singular
         """
+        self._update_told(TWO_RATES, information @ rates, information)
+
+    def _update_told(self, entries: np.ndarray, vector: np.ndarray, information: np.ndarray,
+                     unmodelled: np.ndarray = NOTHING) -> None:
+        """Take in a measurement in the form of its information, in what directions it has any."""
         power, directions = np.linalg.eigh(information)
         told = power > LEAST_INFORMATION * power[-1]
-        directions = directions[:, told].T
+        power, directions = power[told], directions[:, told].T
         self.mean, self.covariance = updated(
-            self.mean, self.covariance, directions @ np.eye(len(self.mean))[TWO_RATES],
-            directions @ rates, np.diag(1.0 / power[told]))
+            self.mean, self.covariance, directions @ np.eye(len(self.mean))[entries],
+            directions @ vector / power,
+            np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
 
     def remember(self, elapsed_s: float) -> None:
         """Let the size of the motion to expect follow the rates."""
