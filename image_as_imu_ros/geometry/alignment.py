@@ -121,16 +121,19 @@ class Level:
         rotation, translation = cv2.Rodrigues(start[:3])[0], start[3:].copy()
         for _ in range(iterations):
             values, inside = self.sample(rotation, translation)
-            if inside.mean() < MIN_OVERLAP:
+            count = np.count_nonzero(inside)
+            if count < MIN_OVERLAP * inside.size:
                 return None
-            a, b = values[inside], self.values[inside]
-            a, b = a - a.mean(), b - b.mean()
+            # pixels outside stay in place as zeros: picking the others out takes longer
+            seen = inside.astype(np.float32)
+            a, b = (each - each @ seen / count for each in (values, self.values))
+            a, b = a * seen, b * seen
             a_power, b_power = float(a @ a) + 1e-6, float(b @ b) + 1e-6
             residual = a * math.sqrt(b_power / a_power) - b  # exposure or white level may change
-            weight, noise = robust_weights(residual, LEAST_NOISE)
-            jacobian = self.jacobian[inside]
-            weighted = jacobian * weight[:, None]
-            information = (jacobian.T @ weighted).astype(float) + WEAK_PRIOR
+            inner = residual[inside]
+            noise = noise_of(inner, LEAST_NOISE)
+            weighted = self.jacobian * (seen * robust_weights(residual, noise))[:, None]
+            information = (self.jacobian.T @ weighted).astype(float) + WEAK_PRIOR
             vector = (weighted.T @ residual).astype(float)
             angle = cv2.Rodrigues(rotation)[0][:, 0]
             spread = TRANSLATION_PRIOR ** 2 * (angle @ angle) + TRANSLATION_PRIOR_FLOOR ** 2
@@ -142,7 +145,7 @@ class Level:
         similarity = 1.0 - float(residual @ residual) / (2 * b_power)
         return Alignment(np.concatenate([cv2.Rodrigues(rotation)[0][:, 0], translation]),
                          np.linalg.inv(information), similarity,
-                         float((np.abs(residual) < OUTLIER * noise).mean()), float(spread))
+                         float((np.abs(inner) < OUTLIER * noise).mean()), float(spread))
 
 
 def turned(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
@@ -193,17 +196,22 @@ def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarra
     return sum(view for _, view in views) / len(views)
 
 
-def robust_weights(residual: np.ndarray, least_noise: float) -> tuple[np.ndarray, float]:
+def noise_of(residual: np.ndarray, least: float) -> float:
+    """Standard deviation of residuals (N,), outliers left out, and at least so much."""
+    middle = len(residual) // 2
+    return 1.4826 * float(np.partition(np.abs(residual), middle)[middle]) + least
+
+
+def robust_weights(residual: np.ndarray, noise: float) -> np.ndarray:
     """
     Weigh pixels in least squares: by the inverse variance, outliers and neighbours less.
 
     :param residual: (N,)
-    :param least_noise: of a residual, however small they are
-    :returns: weights (N,), and the residuals' standard deviation without outliers
+    :param noise: their standard deviation
+    :returns: weights (N,)
     """
-    noise = 1.4826 * float(np.median(np.abs(residual))) + least_noise
     return 1.0 / ((1.0 + (residual / (OUTLIER * noise)) ** 2) ** 2
-                  * (PIXELS_PER_WITNESS * noise ** 2)), noise
+                  * (PIXELS_PER_WITNESS * noise ** 2))
 
 
 class PairAligner:

@@ -16,6 +16,7 @@ import numpy as np
 
 from image_as_imu_ros.geometry.alignment import (
     Alignment,
+    noise_of,
     robust_weights,
     turned,
     views_along,
@@ -93,7 +94,8 @@ class RelativeBlurSolver:
             return None
         residual, jacobian = self._residual(np.maximum(first, 0.0) ** GAMMA, second ** GAMMA,
                                             motions, inner)
-        weighted = jacobian * robust_weights(residual, LEAST_MISFIT)[0][:, None]
+        weight = robust_weights(residual, noise_of(residual, LEAST_MISFIT))
+        weighted = jacobian * weight[:, None]
         information = (weighted.T @ jacobian).astype(float)
         vector = -(weighted.T @ residual).astype(float)
         # a factor common to both lengths is left open
