@@ -26,6 +26,10 @@ MOVED = np.r_[0:3, 21:24]
 TWIST = np.r_[RATE, 18:21]
 """The rate and the velocity now."""
 NOTHING = np.zeros((6, 6))
+DISTANCE_SHARE = 1.5
+"""Square of an estimate's error over that of a measurement's distance from the expected one."""
+PRIOR_MEASURED, MEMORY_MEASURED = 15, 60
+"""Motions that the first idea of the distance counts as, and that are remembered."""
 
 
 def singer(elapsed_s: float, acceleration: float,
@@ -51,21 +55,23 @@ def singer(elapsed_s: float, acceleration: float,
 
 
 def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value: np.ndarray,
-            noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """
     Kalman's update by a measurement, trusted less the further it is outside the gate.
 
     :param mean, covariance: of the state, (n,), (n, n)
     :param matrix: (m, n), of which state the measurement is
     :param value, noise: the measurement, (m,), and its covariance, (m, m)
-    :returns: mean and covariance of the state
+    :returns: mean and covariance of the state, and the squared Mahalanobis distance of the
+        measurement from what was expected
     """
     innovation, known = value - matrix @ mean, matrix @ covariance
     spread = known @ matrix.T + noise
-    spread *= max(1.0, float(innovation @ np.linalg.solve(spread, innovation)) / GATE)
+    distance = float(innovation @ np.linalg.solve(spread, innovation))
+    spread *= max(1.0, distance / GATE)
     gain = np.linalg.solve(spread, known).T
     covariance = covariance - gain @ known
-    return mean + gain @ innovation, 0.5 * (covariance + covariance.T)
+    return mean + gain @ innovation, 0.5 * (covariance + covariance.T), distance
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class FilterStep:
     predicted_covariance: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
+    variance_factor: float
 
 
 @lru_cache(maxsize=64)
@@ -163,6 +170,19 @@ class MotionFilter:
         self.mean = np.zeros(3 * len(spread))
         self.covariance = np.kron(spread, np.eye(3)) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._distance, self._measured = 1.0 / DISTANCE_SHARE, PRIOR_MEASURED
+
+    @property
+    def variance_factor(self) -> float:
+        """
+        By how much measurements have recently erred more than they and the filter expected.
+
+        Estimates do not depend on a factor that is common to all covariances, but what they are
+        worth does.
+
+        Source: Mehra (1970), doi:10.1109/TAC.1970.1099422.
+        """
+        return DISTANCE_SHARE * self._distance
 
     @property
     def rate(self) -> np.ndarray:
@@ -211,7 +231,8 @@ class MotionFilter:
         """The present state and how it came about; arrays are never changed in place."""
         size = len(self.mean)
         prediction = self._prediction or (np.eye(size), self.mean, self.covariance)
-        return FilterStep(self._prediction is None, *prediction, self.mean, self.covariance)
+        return FilterStep(self._prediction is None, *prediction, self.mean, self.covariance,
+                          self.variance_factor)
 
     def likelihood(self, rate: np.ndarray, covariance: np.ndarray) -> float:
         """Squared Mahalanobis distance of a measured angular velocity, (3,) rad/s."""
@@ -221,8 +242,7 @@ class MotionFilter:
     def update(self, entries: slice | np.ndarray, value: np.ndarray,
                covariance: np.ndarray) -> None:
         """Take in a measurement of entries of the state, trusted less when outside the gate."""
-        self.mean, self.covariance = updated(
-            self.mean, self.covariance, np.eye(len(self.mean))[entries], value, covariance)
+        self._take_in(np.eye(len(self.mean))[entries], value, covariance)
 
     def update_motion(self, entries: np.ndarray, motion: np.ndarray, covariance: np.ndarray,
                       translation_spread: float, unmodelled: np.ndarray = NOTHING) -> None:
@@ -239,7 +259,9 @@ class MotionFilter:
         posterior = np.linalg.inv(covariance)
         information = posterior.copy()
         information[3:, 3:] -= np.eye(3) / translation_spread
-        self._update_told(entries, posterior @ motion, information, unmodelled)
+        distance = self._update_told(entries, posterior @ motion, information, unmodelled)
+        self._distance += (distance - self._distance) / min(self._measured + 1, MEMORY_MEASURED)
+        self._measured += 1
 
     def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
         """
@@ -251,15 +273,20 @@ class MotionFilter:
         self._update_told(TWO_RATES, information @ rates, information)
 
     def _update_told(self, entries: np.ndarray, vector: np.ndarray, information: np.ndarray,
-                     unmodelled: np.ndarray = NOTHING) -> None:
+                     unmodelled: np.ndarray = NOTHING) -> float:
         """Take in a measurement in the form of its information, in what directions it has any."""
         power, directions = np.linalg.eigh(information)
         told = power > LEAST_INFORMATION * power[-1]
         power, directions = power[told], directions[:, told].T
-        self.mean, self.covariance = updated(
-            self.mean, self.covariance, directions @ np.eye(len(self.mean))[entries],
-            directions @ vector / power,
-            np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
+        return self._take_in(directions @ np.eye(len(self.mean))[entries],
+                             directions @ vector / power,
+                             np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
+
+    def _take_in(self, matrix: np.ndarray, value: np.ndarray, noise: np.ndarray) -> float:
+        """Update the state; returns how far off the measurement was, of its mean square."""
+        self.mean, self.covariance, distance = updated(self.mean, self.covariance, matrix, value,
+                                                       noise)
+        return distance / len(value)
 
     def remember(self, elapsed_s: float) -> None:
         """Let the size of the motion to expect follow the rates."""

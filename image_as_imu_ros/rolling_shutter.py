@@ -142,7 +142,8 @@ class BandFilter:
 
     def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
         """Take in a measurement, trusted less the further it is outside the gate."""
-        self.mean, self.covariance = updated(self.mean, self.covariance, matrix, value, covariance)
+        self.mean, self.covariance, _ = updated(self.mean, self.covariance, matrix, value,
+                                                covariance)
 
 
 @dataclass(frozen=True)

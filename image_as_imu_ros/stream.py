@@ -298,7 +298,8 @@ class StreamEstimator:
         if inflates and not resolved and alignment is None:
             estimate = estimate.of_either_sign()
         return replace(
-            with_twist(estimate, self._filter.mean, self._filter.covariance,
+            with_twist(estimate, self._filter.mean,
+                       self._filter.variance_factor * self._filter.covariance,
                        self.gyroscope.depth_of(measurement)),
             sign_resolved=True, sign_margin=margin, status=status)
 
