@@ -18,6 +18,7 @@ from image_as_imu_ros.ros.transforms import optical_transform
 
 PACKAGE = 'image_as_imu_ros'
 SHARE = get_package_share_directory(PACKAGE)
+SIMULATED_SENSOR_TIMEOUT_S = 1.0
 POSE = ('camera_x', 'camera_y', 'camera_z', 'camera_roll', 'camera_pitch', 'camera_yaw')
 
 ARGUMENTS = {
@@ -50,7 +51,11 @@ def start(context: LaunchContext) -> list[Action]:
     given = {name: LaunchConfiguration(name).perform(context) for name in (*ARGUMENTS, *POSE)}
     clock = {'use_sim_time': given['use_sim_time'].lower() == 'true'}
     # Before the first /clock it is time 0, and ekf_node (3.6) dies of history_length before that.
-    history = {'smooth_lagged_data': False} if clock['use_sim_time'] else {}
+    # Without a history it must not predict ahead of a measurement that is merely late.
+    history = {}
+    if clock['use_sim_time']:
+        history = {'smooth_lagged_data': False, 'history_length': 0.0,
+                   'sensor_timeout': SIMULATED_SENSOR_TIMEOUT_S}
     transform = optical_transform(*(float(given[name]) for name in POSE))
     t, q = transform.translation, transform.rotation
     pose = {'--x': t.x, '--y': t.y, '--z': t.z, '--qx': q.x, '--qy': q.y, '--qz': q.z, '--qw': q.w,
