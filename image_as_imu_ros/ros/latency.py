@@ -38,7 +38,8 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
 
     The camera stamps each image as it leaves, with Fast DDS' profile for large images. `latency`
     is from that stamp until the Imu message is published, `processing` from the image's arrival,
-    and `overhead` the latency less what the estimator itself took.
+    `overhead` the latency less what the estimator itself took, and `waiting` the part of it while
+    the estimator was busy with images before, as where it cannot keep up with the rate.
 
     :param size: width and height of the images, px, in colour
     :param images: images timed, after `WARM_UP` others
