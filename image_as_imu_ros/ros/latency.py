@@ -29,6 +29,8 @@ from image_as_imu_ros.ros.replay import PACKAGE_PARENT
 
 WARM_UP = 60
 START_LIMIT_S = 60.0
+NAMESPACE = f'benchmark_{os.getpid()}'
+"""Apart from the images of whatever else runs on the machine."""
 
 
 def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
@@ -57,12 +59,12 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
     rclpy.init(context=context)
     spinner = None
     try:
-        node = VisualImu(monitor, context=context, parameter_overrides=[
+        node = VisualImu(monitor, context=context, namespace=NAMESPACE, parameter_overrides=[
             Parameter(name, value=getattr(getattr(config, section), entry.name))
             for name, section, entry in ros_parameters()])
         if not autostart(node):
             raise ImageAsImuError(monitor.failure)
-        listener = rclpy.create_node('listener', context=context)
+        listener = rclpy.create_node('listener', context=context, namespace=NAMESPACE)
         listener.create_subscription(Imu, 'visual_imu/imu/data_raw', lambda _: None,
                                      QoSProfile(depth=10))
         spinner = threading.Thread(target=_spin, args=(context, node, listener))
@@ -94,7 +96,8 @@ def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> 
     """Run the camera and take the times of the last images."""
     camera = subprocess.Popen(
         [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', str(size[0]),
-         '--height', str(size[1]), '--rate', str(rate)], cwd=PACKAGE_PARENT)
+         '--height', str(size[1]), '--rate', str(rate), '--namespace', NAMESPACE],
+        cwd=PACKAGE_PARENT)
     try:
         end_s = time.monotonic() + START_LIMIT_S
         while monitor.totals()['received'] < WARM_UP:
