@@ -19,6 +19,7 @@ from launch.actions import (
     RegisterEventHandler,
     TimerAction,
 )
+from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -49,6 +50,7 @@ ARGUMENTS = {
     'namespace': ('', 'namespace of the nodes'),
     'use_sim_time': ('true', "the bag's time; false takes the wall clock's"),
 }
+FLAGS = ('lossless', 'loop', 'end_with_bag', 'compare', 'use_sim_time')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -62,7 +64,7 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[Action]:
     """Start the comparison and the player; end with the player."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    is_set = {name: value.lower() == 'true' for name, value in given.items()}
+    is_set = {name: IfCondition(given[name]).evaluate(context) for name in FLAGS}
     actions: list[Action] = []
     if is_set['compare']:
         actions.append(Node(
