@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from launching import CHECKOUT, interrupt, launch  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
 from rclpy.duration import Duration  # noqa: E402
 from rclpy.serialization import deserialize_message  # noqa: E402
+from rosgraph_msgs.msg import Clock  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 from sensor_msgs.msg import Image, Imu  # noqa: E402
 
@@ -37,6 +38,7 @@ from image_as_imu_ros.estimator import VisualGyroscope  # noqa: E402
 from image_as_imu_ros.evaluation.sources.rosbag import Bag  # noqa: E402
 from image_as_imu_ros.ros.conversions import (  # noqa: E402
     imu_to_msg,
+    ns_to_stamp,
     stamp_to_ns,
     twist_to_msg,
 )
@@ -115,17 +117,22 @@ def bag(sequence, tmp_path_factory) -> Path:
     return folder / 'bag'
 
 
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, log: Path) -> None:
+    """While the launch file runs, and not for ever."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def launched(recorder: Recorder, log: Path, *arguments: str) -> Iterator[None]:
     """The launch file, once the filter runs, until the end of the block."""
     process = launch(LAUNCH_FILE, log, f'image_topic:={TOPICS["image"]}', 'exposure_time:=0.01',
                      'estimator.threads:=1', 'fuse_twist:=true', *arguments)
     try:
-        deadline = time.monotonic() + START_DEADLINE_S
-        while not (recorder.node.count_publishers(ODOMETRY_TOPIC)
-                   and recorder.node.count_publishers('/tf_static')):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+        wait_until(lambda: recorder.node.count_publishers(ODOMETRY_TOPIC)
+                   and recorder.node.count_publishers('/tf_static'), process, log)
         yield
     finally:
         interrupt(process)
@@ -182,6 +189,27 @@ def judge(odometry: list[Odometry], begin_ns: int, axis: tuple[float, ...]) -> N
         assert 1e-6 < eigenvalues.min() and eigenvalues.max() < 1.0
     whole = np.reshape(poses[-1].covariance, (6, 6))
     assert np.isfinite(whole).all() and np.linalg.eigvalsh(whole).min() > 0.0
+
+
+@pytest.mark.parametrize('name, arguments', [
+    ('stereo', ['ekf:=true', 'cameras:=left']), ('visual_imu_ekf', [])])
+def test_filter_outlives_the_first_ticks_of_a_simulated_clock(tmp_path, name, arguments):
+    log = tmp_path / 'launch.log'
+    with Recorder({}) as recorder:
+        clock = recorder.node.create_publisher(Clock, '/clock', 10)
+        process = launch(CHECKOUT / 'launch' / f'{name}.launch.py', log, 'use_sim_time:=true',
+                         'autostart:=false', *arguments)
+        try:
+            wait_until(lambda: clock.get_subscription_count() >= 1
+                       and recorder.node.count_publishers(ODOMETRY_TOPIC), process, log)
+            for tick in range(60):
+                time.sleep(0.02)
+                clock.publish(Clock(clock=ns_to_stamp(20_000_000 * tick)))
+            wait_until(lambda: recorder.node.count_publishers(ODOMETRY_TOPIC), process, log)
+        finally:
+            interrupt(process)
+    assert not any('ekf_node' in line and 'has died' in line
+                   for line in log.read_text().splitlines()), log.read_text()
 
 
 def camera_pose(angles: tuple[float, ...]) -> list[str]:

@@ -120,6 +120,9 @@ def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
     :raises SynchronizationError: if no one subscribes in time
     """
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
+    if options.restamp and options.rate != 1.0:
+        logger.warning('new stamps at rate %g: motion between images looks %g times as fast as '
+                       'it was, unlike their blur; use clock instead', options.rate, options.rate)
     with Bag(bag) as reader:
         context = Context()  # not the default one, whose signal handlers would swallow Ctrl-C
         rclpy.init(context=context)
