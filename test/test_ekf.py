@@ -228,6 +228,7 @@ def test_filter_follows_estimates_that_come_late(estimates, tmp_path):
     judge(odometry, begin_ns, axis)
 
 
+@pytest.mark.timeout(900)  # for a machine that others use too
 @pytest.mark.parametrize('angles, axis', MOUNTINGS.values(), ids=MOUNTINGS.keys())
 def test_filter_follows_a_replayed_bag(bag, tmp_path, angles, axis):
     """Images in, odometry out, in the bag's time, which waits for the node."""
