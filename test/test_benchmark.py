@@ -72,6 +72,14 @@ def test_size_must_be_width_times_height(capsys):
     assert '"large" is not of the form 640x480' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('rate', ['0', 'nan', '-3'])
+def test_a_rate_out_of_range_is_refused_by_name(rate, capsys):
+    pytest.importorskip('rclpy')
+    pytest.importorskip('image_as_imu_ros.msg')
+    assert main(['benchmark', '--dds', '--rate', rate]) == 1
+    assert 'rate' in capsys.readouterr().err
+
+
 def test_latency_over_dds_tells_times_counts_and_load(tmp_path, capsys):
     pytest.importorskip('rclpy')
     pytest.importorskip('image_as_imu_ros.msg')

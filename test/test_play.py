@@ -264,9 +264,10 @@ def test_a_node_that_listens_but_answers_elsewhere_is_an_error(short_bag):
         play(short_bag, options, PlayStatistics())
 
 
-def test_answers_are_not_waited_for_with_new_stamps():
+@pytest.mark.parametrize('options', [{}, {'restamp': True, 'wait_for_subscribers_s': 1.0}])
+def test_answers_need_someone_who_answers_and_the_time_of_the_bag(options):
     with pytest.raises(ConfigError, match='/gyroscope/motion'):
-        PlayOptions(restamp=True, answers='/gyroscope/motion')
+        PlayOptions(answers='/gyroscope/motion', **options)
 
 
 @pytest.mark.parametrize('content', [None, b'', b'this is no bag'])

@@ -20,7 +20,7 @@ from sensor_msgs.msg import Imu
 from tqdm import tqdm
 
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters
-from image_as_imu_ros.errors import ImageAsImuError
+from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.evaluation.benchmark import machine
 from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
 from image_as_imu_ros.ros.node import VisualImu, autostart, keep_large_buffers
@@ -48,8 +48,11 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
     :param rate: images per second
     :returns: settings, machine and load, images received, dropped and answered, and p50, p95,
         p99 of each time in ms
+    :raises ConfigError: if the rate is out of range
     :raises ImageAsImuError: if the node does not start or no image is answered
     """
+    if not 0.1 <= rate <= 1000:
+        raise ConfigError(f'rate {rate} is outside [0.1, 1000] Hz')
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
     keep_large_buffers()
     config = dataclasses.replace(config, node=dataclasses.replace(
@@ -99,7 +102,7 @@ def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> 
          '--height', str(size[1]), '--rate', str(rate), '--namespace', NAMESPACE],
         cwd=PACKAGE_PARENT)
     try:
-        end_s = time.monotonic() + START_LIMIT_S
+        end_s = time.monotonic() + START_LIMIT_S + WARM_UP / rate
         while monitor.totals()['received'] < WARM_UP:
             if time.monotonic() > end_s or camera.poll() is not None:
                 raise ImageAsImuError('the images of the camera process do not arrive')

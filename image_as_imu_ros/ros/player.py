@@ -10,6 +10,7 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rclpy
 from rclpy.context import Context
@@ -24,8 +25,9 @@ from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
 from image_as_imu_ros.evaluation.sources.rosbag import COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, Bag
-from image_as_imu_ros.msg import MotionEstimate
-from image_as_imu_ros.ros.inbox import DEPTH_TOLERANCE_NS
+
+if TYPE_CHECKING:
+    from image_as_imu_ros.msg import MotionEstimate
 
 LARGE_IMAGES_PROFILE = Path(__file__).with_name('fastdds_large_images.xml')
 """Fast DDS profile whose shared-memory segment has room for images."""
@@ -39,6 +41,8 @@ SETTLING_S = 0.5
 """From the discovery of one subscription of a node to that of its others."""
 ANSWER_LIMIT_S = 10.0
 """How long the bag stands still for the answer to an image, which may have been dropped."""
+SAME_FRAME_NS = 2_000_000
+"""Images whose stamps differ by no more are of one frame, as an image and its depth."""
 STAMP_OFFSET = 4
 """Of a header's stamp in a serialized message, after CDR's preamble."""
 
@@ -60,7 +64,8 @@ class PlayOptions:
     one before is answered, so that a node slower than the bag loses none.
 
     :raises ConfigError: if the rate or the waiting time is out of range, or `answers` goes with
-        `restamp`, whose stamps would not tell how much time passed between images
+        `restamp`, whose stamps would not tell how much time passed between images, or without
+        `wait_for_subscribers_s`
     """
 
     rate: float = 1.0
@@ -80,6 +85,9 @@ class PlayOptions:
         if self.answers and self.restamp:
             raise ConfigError(f'answers on {self.answers} cannot be waited for with restamp: the '
                               'bag would stand still while its time goes on; use clock instead')
+        if self.answers and not self.wait_for_subscribers_s:
+            raise ConfigError(f'answers on {self.answers} need someone who answers; tell by '
+                              'wait-for-subscribers how many seconds to wait for it')
 
 
 @dataclass
@@ -243,8 +251,8 @@ class Player:
         :returns: for how long, ns
         """
         awaited_ns, begin_ns = self._awaited_ns, time.monotonic_ns()
-        if None not in (awaited_ns, next_ns) and abs(next_ns - awaited_ns) <= DEPTH_TOLERANCE_NS:
-            return 0  # of one frame, as its depth
+        if None not in (awaited_ns, next_ns) and abs(next_ns - awaited_ns) <= SAME_FRAME_NS:
+            return 0
         self._awaited_ns = next_ns
         if awaited_ns is not None and not self._answers.wait():
             self._statistics.unanswered += 1
@@ -277,6 +285,7 @@ class Answers:
     """The messages on the topic `~/motion` of a node, one for each image that it can use."""
 
     def __init__(self, node: Node, topic: str) -> None:
+        from image_as_imu_ros.msg import MotionEstimate
         self._node, self._topic = node, topic
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
