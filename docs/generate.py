@@ -56,6 +56,7 @@ DIAGNOSTICS = {
     'latency p50, p95, p99 [ms]': "from the image's stamp to the `Imu` message",
     'processing p50, p95, p99 [ms]': "from the image's arrival to the `Imu` message",
     'overhead p50, p95, p99 [ms]': 'latency less what the estimator itself took',
+    'waiting p50, p95, p99 [ms]': 'the part of it while the estimator was busy with images before',
     'images received, estimated, published, dropped': 'since the node started; published: with '
     'an `Imu` message',
     'dropped: CAUSE': 'since the node started, by cause (below)',

@@ -166,10 +166,12 @@ class StreamEstimator:
                 expected = Expectation(self._filter.rate * exposure_s * self._gain.value,
                                        self._filter.rate_covariance * exposure_s ** 2)
                 measurement = replace(measurement, solution=measurement.solution.given(expected))
-        timing = {**measurement.timing_ms, 'align': 1e3 * (time.perf_counter() - begin)}
+        aligned = time.perf_counter()
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
             self._filter.remember(elapsed_s)
+        timing = {**measurement.timing_ms, 'align': 1e3 * (aligned - begin),
+                  'fuse': 1e3 * (time.perf_counter() - aligned)}
         estimate = self._with_exposure(replace(estimate, timing_ms=timing))
         self.bands = ()
         if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:

@@ -1,6 +1,7 @@
 """
 Replay a bag to `visual_imu`, compare it with the bag's IMU and, with `rviz:=true`, watch it.
 
+With `lossless:=true` the bag waits for the node, so that a slow machine measures every image.
 All nodes go by the bag's time (`use_sim_time`); the player publishes /clock. Unless told
 otherwise, everything ends with the bag. Every argument of visual_imu.launch.py works here too.
 """
@@ -18,11 +19,14 @@ from launch.actions import (
     RegisterEventHandler,
     TimerAction,
 )
+from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from image_as_imu_ros.errors import ConfigError
 
 PACKAGE = 'image_as_imu_ros'
 VISUAL_IMU = f'{get_package_share_directory(PACKAGE)}/launch/visual_imu.launch.py'
@@ -35,6 +39,8 @@ ARGUMENTS = {
     'player': ('image-as-imu', 'image-as-imu waits for the node and needs no rosbag2; ros2 is '
                                '`ros2 bag play`, started after start_delay'),
     'rate': ('1.0', 'speed of the replay'),
+    'lossless': ('false', 'true holds the bag before each image until the one before is answered; '
+                          'with the player image-as-imu, in the time of the bag'),
     'loop': ('false', 'true starts again at the end of the bag'),
     'start_delay': ('20', 'how long `ros2 bag play` waits for the node to load [s]'),
     'end_with_bag': ('true', 'false leaves the nodes running after the bag'),
@@ -44,6 +50,7 @@ ARGUMENTS = {
     'namespace': ('', 'namespace of the nodes'),
     'use_sim_time': ('true', "the bag's time; false takes the wall clock's"),
 }
+FLAGS = ('lossless', 'loop', 'end_with_bag', 'compare', 'use_sim_time')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -57,7 +64,7 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[Action]:
     """Start the comparison and the player; end with the player."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    is_set = {name: value.lower() == 'true' for name, value in given.items()}
+    is_set = {name: IfCondition(given[name]).evaluate(context) for name in FLAGS}
     actions: list[Action] = []
     if is_set['compare']:
         actions.append(Node(
@@ -79,9 +86,14 @@ def player_command(given: dict[str, str], is_set: dict[str, bool]) -> list[str]:
     """Words of the command that plays the bag."""
     loop = ['--loop'] if is_set['loop'] else []
     if given['player'] == 'ros2':
+        if is_set['lossless']:
+            raise ConfigError('lossless: "true" needs player:=image-as-imu; `ros2 bag play` does '
+                              'not wait for answers')
         clock = ['--clock', '100'] if is_set['use_sim_time'] else []
         return ['ros2', 'bag', 'play', given['bag'], '--rate', given['rate'], '--delay',
                 given['start_delay'], *clock, *loop]
     clock = ['--clock'] if is_set['use_sim_time'] else ['--restamp', 'now']
+    motion = f'/{given["namespace"]}/visual_imu/motion'.replace('//', '/')
+    answers = ['--answers', motion] if is_set['lossless'] else []
     return [sys.executable, '-m', PACKAGE, 'play', given['bag'], '--rate', given['rate'],
-            '--wait-for-subscribers', str(WAIT_FOR_NODE_S), *clock, *loop]
+            '--wait-for-subscribers', str(WAIT_FOR_NODE_S), *clock, *loop, *answers]

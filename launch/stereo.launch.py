@@ -14,6 +14,7 @@ from launch.actions import (
     IncludeLaunchDescription,
     OpaqueFunction,
 )
+from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -46,14 +47,16 @@ def start(context: LaunchContext) -> list[Action]:
             PythonLaunchDescriptionSource(f'{SHARE}/launch/visual_imu.launch.py'),
             launch_arguments={'namespace': camera, 'image_topic': given['image_name']}.items())])
         for camera in cameras]
-    if given['ekf'].lower() == 'true':
+    if IfCondition(given['ekf']).evaluate(context):
         rates = [index in (9, 10, 11) for index in range(15)]
         inputs = {}
         for index, camera in enumerate(cameras):
             inputs |= {f'imu{index}': f'/{camera}/visual_imu/imu/data_raw',
                        f'imu{index}_config': rates, f'imu{index}_queue_size': 10}
+        use_sim_time = IfCondition(given['use_sim_time']).evaluate(context)
+        simulated = [f'{SHARE}/config/ekf_simulated_time.yaml'] if use_sim_time else []
         actions.append(Node(
             package='robot_localization', executable='ekf_node', name='ekf_filter_node',
-            output='screen', parameters=[given['ekf_params_file'], inputs, {
-                'use_sim_time': given['use_sim_time'].lower() == 'true'}]))
+            output='screen', parameters=[given['ekf_params_file'], *simulated, inputs,
+                                         {'use_sim_time': use_sim_time}]))
     return actions

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from ament_index_python.packages import get_package_share_directory
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.conditions import IfCondition
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
@@ -69,7 +70,7 @@ def start(context: LaunchContext) -> list[Action]:
     overrides['autostart'] = False  # of the node itself: here its state is changed from outside
     clock = {}
     if given['use_sim_time']:
-        clock['use_sim_time'] = given['use_sim_time'].lower() == 'true'
+        clock['use_sim_time'] = IfCondition(given['use_sim_time']).evaluate(context)
     image_topic = PurePosixPath(given['image_topic'])
     info_topic = given['camera_info_topic'] or image_topic.with_name('camera_info')
     exposure_topic = given['exposure_topic'] or image_topic.with_name('exposure_time')
@@ -81,8 +82,8 @@ def start(context: LaunchContext) -> list[Action]:
         remappings=[('image', str(image_topic)), ('camera_info', str(info_topic)),
                     ('exposure_time', str(exposure_topic)), ('depth', str(depth_topic))],
         ros_arguments=['--log-level', f'visual_imu:={given["log_level"]}'])
-    viewers = viewer(given, clock) if given['rviz'].lower() == 'true' else []
-    if given['autostart'].lower() != 'true':
+    viewers = viewer(given, clock) if IfCondition(given['rviz']).evaluate(context) else []
+    if not IfCondition(given['autostart']).evaluate(context):
         return [node, *viewers]
     activate_when_configured = RegisterEventHandler(OnStateTransition(
         target_lifecycle_node=node, start_state='configuring', goal_state='inactive',

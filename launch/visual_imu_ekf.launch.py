@@ -18,6 +18,7 @@ from image_as_imu_ros.ros.transforms import optical_transform
 
 PACKAGE = 'image_as_imu_ros'
 SHARE = get_package_share_directory(PACKAGE)
+SIMULATED_TIME_FILE = f'{SHARE}/config/ekf_simulated_time.yaml'
 POSE = ('camera_x', 'camera_y', 'camera_z', 'camera_roll', 'camera_pitch', 'camera_yaw')
 
 ARGUMENTS = {
@@ -48,15 +49,14 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[Action]:
     """Publish the camera's place and run the filter."""
     given = {name: LaunchConfiguration(name).perform(context) for name in (*ARGUMENTS, *POSE)}
-    clock = {'use_sim_time': given['use_sim_time'].lower() == 'true'}
-    # Before the first /clock it is time 0, and ekf_node (3.6) dies of history_length before that.
-    history = {'smooth_lagged_data': False} if clock['use_sim_time'] else {}
+    clock = {'use_sim_time': IfCondition(given['use_sim_time']).evaluate(context)}
+    simulated = [SIMULATED_TIME_FILE] if clock['use_sim_time'] else []
     transform = optical_transform(*(float(given[name]) for name in POSE))
     t, q = transform.translation, transform.rotation
     pose = {'--x': t.x, '--y': t.y, '--z': t.z, '--qx': q.x, '--qy': q.y, '--qz': q.z, '--qw': q.w,
             '--frame-id': given['base_frame'], '--child-frame-id': given['camera_frame']}
     twist = {}
-    if given['fuse_twist'].lower() == 'true':
+    if IfCondition(given['fuse_twist']).evaluate(context):
         twist = {'twist0': 'visual_imu/twist', 'twist0_queue_size': 10,
                  'twist0_config': [i in (6, 7, 8) for i in range(15)]}
     return [
@@ -66,5 +66,5 @@ def start(context: LaunchContext) -> list[Action]:
              condition=IfCondition(given['publish_camera_tf'])),
         Node(package='robot_localization', executable='ekf_node', name='ekf_filter_node',
              namespace=given['namespace'], output='screen',
-             parameters=[given['ekf_params_file'], twist, history,
+             parameters=[given['ekf_params_file'], *simulated, twist,
                          {'base_link_frame': given['base_frame']}, clock])]

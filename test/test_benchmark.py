@@ -19,7 +19,7 @@ def quick_recordings(monkeypatch):
 
 @pytest.mark.parametrize('mode, stages', [
     ('single', {'preprocess', 'network', 'solve', 'whole'}),
-    ('stream', {'preprocess', 'network', 'solve', 'align', 'whole'})])
+    ('stream', {'preprocess', 'network', 'solve', 'align', 'fuse', 'whole'})])
 def test_result_tells_settings_machine_and_times(quick_recordings, tmp_path, capsys, mode, stages):
     result_file = tmp_path / 'times.json'
     assert main(['benchmark', '--mode', mode, '--frames', '6', '--size', '160x120',
@@ -72,20 +72,30 @@ def test_size_must_be_width_times_height(capsys):
     assert '"large" is not of the form 640x480' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('rate', ['0', 'nan', '-3'])
+def test_a_rate_out_of_range_is_refused_by_name(rate, capsys):
+    pytest.importorskip('rclpy')
+    pytest.importorskip('image_as_imu_ros.msg')
+    assert main(['benchmark', '--dds', '--rate', rate]) == 1
+    assert 'rate' in capsys.readouterr().err
+
+
 def test_latency_over_dds_tells_times_counts_and_load(tmp_path, capsys):
     pytest.importorskip('rclpy')
     pytest.importorskip('image_as_imu_ros.msg')
     result_file = tmp_path / 'latency.json'
-    assert main(['benchmark', '--dds', '--frames', '60', '--size', '96x72', '--json',
-                 str(result_file), '--set', 'estimator.device=cpu', '--set',
+    assert main(['benchmark', '--dds', '--frames', '60', '--size', '96x72', '--rate', '20',
+                 '--json', str(result_file), '--set', 'estimator.device=cpu', '--set',
                  'estimator.threads=1']) == 0
     result = json.loads(result_file.read_text())
-    assert (result['mode'], result['image_size'], result['rate_hz']) == ('dds', '96x72', 30.0)
+    assert (result['mode'], result['image_size'], result['rate_hz']) == ('dds', '96x72', 20.0)
     # two images may be in work when the count begins
     assert 0 < result['images'] <= result['counts']['received'] + 2
-    assert set(result['ms']) == {'latency', 'processing', 'overhead'}
-    for times in result['ms'].values():
-        assert 0 < times['p50'] <= times['p95'] <= times['p99']
+    assert set(result['ms']) == {'latency', 'processing', 'overhead', 'waiting'}
+    for name, times in result['ms'].items():
+        assert 0 <= times['p50'] <= times['p95'] <= times['p99']
+        assert times['p50'] > 0 or name == 'waiting'
+    assert result['ms']['waiting']['p50'] <= result['ms']['overhead']['p50']
     assert result['ms']['overhead']['p50'] < result['ms']['latency']['p50']
     assert result['ms']['processing']['p50'] <= result['ms']['latency']['p50']
     assert len(result['load_average']) == 3

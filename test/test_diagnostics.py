@@ -38,7 +38,8 @@ def run(monitor: Monitor, clock: list[float], measured: int, unsigned: int = 0,
             continue
         monitor.estimated({'exposure source': exposure})
         if fate == 'measured':
-            monitor.published(latency_s=0.02, processing_s=0.01, estimator_s=0.007)
+            monitor.published(latency_s=0.02, processing_s=0.01, estimator_s=0.007,
+                              waited_s=0.002)
     return monitor.report('/visual_imu', Time(sec=5)).status[0]
 
 
@@ -80,6 +81,7 @@ def test_rates_and_percentiles_are_those_of_the_window(monitor, clock):
     assert values['latency p50 [ms]'] == '20.00'
     assert values['processing p95 [ms]'] == '10.00'
     assert values['overhead p99 [ms]'] == '13.00'
+    assert values['waiting p50 [ms]'] == '2.00'
 
 
 @pytest.mark.parametrize('cause', [DropCause.INTERNAL, DropCause.NOT_FINITE])

@@ -3,8 +3,9 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,19 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 rclpy = pytest.importorskip('rclpy')
+pytest.importorskip('image_as_imu_ros.msg')
 
-from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
+from image_as_imu_ros.msg import MotionEstimate  # noqa: E402
+from rclpy.context import Context  # noqa: E402
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import Image, Imu  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
-from image_as_imu_ros.errors import ConfigError  # noqa: E402
-from image_as_imu_ros.ros.player import PlayOptions  # noqa: E402
+from image_as_imu_ros.errors import ConfigError, SynchronizationError  # noqa: E402
+from image_as_imu_ros.ros import player as player_module  # noqa: E402
+from image_as_imu_ros.ros.player import PlayOptions, PlayStatistics, play  # noqa: E402
 from image_as_imu_ros.ros.recorder import Recorder  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -189,6 +195,79 @@ def test_nobody_listening_is_an_error_after_the_waiting_time(short_bag):
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith(
         'image-as-imu play: no one subscribed to /image within 0.5 s')
+
+
+@contextmanager
+def answering(work_s, unanswered=(), bands=1):
+    """A node that takes the newest image, works on it and answers; gives the images it took."""
+    context, taken = Context(), []
+    rclpy.init(context=context)
+    node = rclpy.create_node('gyroscope', context=context)
+    answers = node.create_publisher(MotionEstimate, '/gyroscope/motion', 10)
+
+    def answer(image):
+        time.sleep(work_s)
+        taken.append(image.data[0])
+        if taken[-1] not in unanswered:
+            for band in range(bands):
+                answers.publish(MotionEstimate(header=image.header, row_band_index=band,
+                                               row_band_count=bands))
+
+    node.create_subscription(
+        Image, '/image', answer, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def spin():
+        with suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        context.try_shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize('bands', [1, 3])
+def test_a_bag_that_waits_for_answers_loses_no_image_to_a_slow_node(short_bag, bands):
+    options = PlayOptions(rate=20.0, clock=True, wait_for_subscribers_s=20.0,
+                          answers='/gyroscope/motion')
+    statistics = PlayStatistics()
+    with Recorder({'/clock': Clock, '/imu': Imu}) as recorder, \
+            answering(work_s=0.02, bands=bands) as taken:
+        play(short_bag, options, statistics)
+        assert taken == list(range(IMAGES))  # the last one too is awaited
+    assert statistics.unanswered == 0 and statistics.messages == IMAGES + IMUS + 1
+    ticks = [(at_s, tick.clock.sec * 10**9 + tick.clock.nanosec)
+             for at_s, tick in recorder.messages['/clock']]
+    assert ticks[-1][0] - ticks[0][0] > 0.9 * IMAGES * 0.02  # not 1 / 20 s
+    assert ticks[-1][1] == pytest.approx(BEGIN_NS + 0.995e9, abs=0.02e9)
+    assert [message.angular_velocity.x for _, message in recorder.messages['/imu']] == list(
+        range(IMUS))
+
+
+def test_an_image_without_an_answer_does_not_stop_the_bag(short_bag, monkeypatch):
+    monkeypatch.setattr(player_module, 'ANSWER_LIMIT_S', 0.5)
+    statistics = PlayStatistics()
+    options = PlayOptions(rate=20.0, wait_for_subscribers_s=20.0, answers='/gyroscope/motion')
+    with answering(work_s=0.0, unanswered={4, 29}) as taken:
+        play(short_bag, options, statistics)
+    assert taken == list(range(IMAGES)) and statistics.unanswered == 2
+
+
+def test_a_node_that_listens_but_answers_elsewhere_is_an_error(short_bag):
+    options = PlayOptions(wait_for_subscribers_s=0.5, answers='/other/motion')
+    with answering(work_s=0.0), pytest.raises(SynchronizationError, match='/other/motion'):
+        play(short_bag, options, PlayStatistics())
+
+
+@pytest.mark.parametrize('options', [{}, {'restamp': True, 'wait_for_subscribers_s': 1.0}])
+def test_answers_need_someone_who_answers_and_the_time_of_the_bag(options):
+    with pytest.raises(ConfigError, match='/gyroscope/motion'):
+        PlayOptions(answers='/gyroscope/motion', **options)
 
 
 @pytest.mark.parametrize('content', [None, b'', b'this is no bag'])

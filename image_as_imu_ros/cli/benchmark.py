@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="time other weights beside: the paper's network with random "
                              'weights, or a .safetensors file; on fewer images')
     parser.add_argument('--dds', action='store_true',
-                        help='time the node instead, at 30 Hz over DDS: stamp of the image to Imu '
-                             'message (needs ROS 2)')
+                        help='time the node instead, over DDS: stamp of the image to Imu message '
+                             '(needs ROS 2)')
+    parser.add_argument('--rate', type=float, default=30.0, metavar='HZ',
+                        help='images per second with --dds (default: 30)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result here too')
     add_config_arguments(parser)
 
@@ -58,7 +60,8 @@ def _over_dds(arguments: argparse.Namespace) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise ConfigError(f'--dds needs ROS 2 ({error}); run `make install`, or source your ROS '
                           'installation') from error
-    result = measure_latency(read_config(arguments), arguments.size, arguments.frames)
+    result = measure_latency(read_config(arguments), arguments.size, arguments.frames,
+                             arguments.rate)
     counts = result['counts']
     print(f'{result["rate_hz"]:g} Hz for {arguments.frames / result["rate_hz"]:.0f} s: '
           f'{counts["received"]} images received, {result["images"]} answered, '

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              'do not wait)')
     parser.add_argument('--exclude', nargs='+', default=(), metavar='TOPIC',
                         help="topics to leave out, such as a /tf_static that is not the robot's")
+    parser.add_argument('--answers', default='', metavar='TOPIC',
+                        help='~/motion of a node: stand still, with the clock, before each image '
+                             'until the one before is answered there, so that none is lost')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,8 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
                           'install the extra "ros"') from error
     options = PlayOptions(arguments.rate, arguments.loop, arguments.restamp == 'now',
                           arguments.clock, arguments.wait_for_subscribers,
-                          tuple(arguments.exclude))
+                          tuple(arguments.exclude), arguments.answers)
     statistics = PlayStatistics()
     play(arguments.bag, options, statistics)
     print(f'{statistics.messages} messages published, '
-          f'at most {statistics.worst_lag_s * 1e3:.1f} ms late')
+          f'at most {statistics.worst_lag_s * 1e3:.1f} ms late'
+          + (f', {statistics.unanswered} images unanswered' if options.answers else ''))

@@ -17,6 +17,9 @@ WINDOW_S = 3.0
 """Window of a node's monitor."""
 
 PERCENTILES = (50, 95, 99)
+TIMES = ('latency', 'processing', 'overhead', 'waiting')
+"""From an image's stamp to its Imu message; from its arrival; latency less what the estimator
+took; the part of it while the estimator was busy with images before."""
 
 WARN_DROPPED_SHARE = 0.1
 """Share of dropped images in the window from which the status is a warning."""
@@ -63,7 +66,7 @@ class Monitor:
         self._dropped: deque[tuple[float, DropCause]] = deque()
         self._estimated: deque[float] = deque()
         self._measured: deque[float] = deque()
-        self._published: deque[tuple[float, float, float, float]] = deque()
+        self._published: deque[tuple[float, float, float, float, float]] = deque()
         self._totals: Counter[str] = Counter(received=0, estimated=0, published=0)
         self._restarts = 0
         self._drops: Counter[DropCause] = Counter()
@@ -90,13 +93,14 @@ class Monitor:
             self._estimated.append(time.monotonic())
 
     def published(self, latency_s: float, processing_s: float, estimator_s: float,
-                  row_band: int = 0) -> None:
+                  waited_s: float, row_band: int = 0) -> None:
         """
         Count an Imu message.
 
         :param latency_s: from the image's stamp to the message, in the node's clock
         :param processing_s: from the image's arrival to the message
         :param estimator_s: what the estimator took of it; the rest of the latency is overhead
+        :param waited_s: part of the overhead: while the estimator was busy with images before
         :param row_band: of its image; 0 begins another image
         """
         with self._lock:
@@ -104,7 +108,7 @@ class Monitor:
                 self._measured.append(time.monotonic())
             self._totals['published'] += 1
             self._published.append(
-                (time.monotonic(), latency_s, processing_s, latency_s - estimator_s))
+                (time.monotonic(), latency_s, processing_s, latency_s - estimator_s, waited_s))
 
     def restarted(self) -> None:
         """Count a jump back in time, at which the estimation starts anew."""
@@ -129,7 +133,7 @@ class Monitor:
             return {**self._totals, 'dropped': sum(self._drops.values())}
 
     def times_ms(self) -> dict[str, list[float]]:
-        """PERCENTILES of latency, processing time and overhead, ms; empty without messages."""
+        """PERCENTILES of `TIMES`, ms; empty without messages."""
         with self._lock:
             self._forget_old()
             return self._times_ms()
@@ -139,7 +143,7 @@ class Monitor:
             return {}
         columns = 1e3 * np.array(self._published)[:, 1:].T
         return {name: np.percentile(column, PERCENTILES).round(2).tolist()
-                for name, column in zip(('latency', 'processing', 'overhead'), columns)}
+                for name, column in zip(TIMES, columns)}
 
     def _forget_old(self) -> None:
         """Drop events that have left the window."""

@@ -20,7 +20,7 @@ from sensor_msgs.msg import Imu
 from tqdm import tqdm
 
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters
-from image_as_imu_ros.errors import ImageAsImuError
+from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.evaluation.benchmark import machine
 from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
 from image_as_imu_ros.ros.node import VisualImu, autostart, keep_large_buffers
@@ -29,6 +29,8 @@ from image_as_imu_ros.ros.replay import PACKAGE_PARENT
 
 WARM_UP = 60
 START_LIMIT_S = 60.0
+NAMESPACE = f'benchmark_{os.getpid()}'
+"""Apart from the images of whatever else runs on the machine."""
 
 
 def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
@@ -38,15 +40,19 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
 
     The camera stamps each image as it leaves, with Fast DDS' profile for large images. `latency`
     is from that stamp until the Imu message is published, `processing` from the image's arrival,
-    and `overhead` the latency less what the estimator itself took.
+    `overhead` the latency less what the estimator itself took, and `waiting` the part of it while
+    the estimator was busy with images before, as where it cannot keep up with the rate.
 
     :param size: width and height of the images, px, in colour
     :param images: images timed, after `WARM_UP` others
     :param rate: images per second
     :returns: settings, machine and load, images received, dropped and answered, and p50, p95,
         p99 of each time in ms
+    :raises ConfigError: if the rate is out of range
     :raises ImageAsImuError: if the node does not start or no image is answered
     """
+    if not 0.1 <= rate <= 1000:
+        raise ConfigError(f'rate {rate} is outside [0.1, 1000] Hz')
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
     keep_large_buffers()
     config = dataclasses.replace(config, node=dataclasses.replace(
@@ -56,12 +62,12 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
     rclpy.init(context=context)
     spinner = None
     try:
-        node = VisualImu(monitor, context=context, parameter_overrides=[
+        node = VisualImu(monitor, context=context, namespace=NAMESPACE, parameter_overrides=[
             Parameter(name, value=getattr(getattr(config, section), entry.name))
             for name, section, entry in ros_parameters()])
         if not autostart(node):
             raise ImageAsImuError(monitor.failure)
-        listener = rclpy.create_node('listener', context=context)
+        listener = rclpy.create_node('listener', context=context, namespace=NAMESPACE)
         listener.create_subscription(Imu, 'visual_imu/imu/data_raw', lambda _: None,
                                      QoSProfile(depth=10))
         spinner = threading.Thread(target=_spin, args=(context, node, listener))
@@ -93,9 +99,10 @@ def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> 
     """Run the camera and take the times of the last images."""
     camera = subprocess.Popen(
         [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', str(size[0]),
-         '--height', str(size[1]), '--rate', str(rate)], cwd=PACKAGE_PARENT)
+         '--height', str(size[1]), '--rate', str(rate), '--namespace', NAMESPACE],
+        cwd=PACKAGE_PARENT)
     try:
-        end_s = time.monotonic() + START_LIMIT_S
+        end_s = time.monotonic() + START_LIMIT_S + WARM_UP / rate
         while monitor.totals()['received'] < WARM_UP:
             if time.monotonic() > end_s or camera.poll() is not None:
                 raise ImageAsImuError('the images of the camera process do not arrive')

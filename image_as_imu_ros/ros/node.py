@@ -7,7 +7,6 @@ import ctypes
 import gc
 import math
 import os
-import queue
 import sys
 import threading
 import time
@@ -45,6 +44,7 @@ from image_as_imu_ros.msg import MotionEstimate as MotionEstimateMsg
 from image_as_imu_ros.ros import conversions
 from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, DriverExposure, is_rectified
 from image_as_imu_ros.ros.diagnostics import DropCause, Monitor
+from image_as_imu_ros.ros.handover import Handover
 from image_as_imu_ros.ros.inbox import Arrival, Inbox, Taken
 from image_as_imu_ros.ros.overlay import OverlayPainter
 from image_as_imu_ros.ros.parameters import NodeParameters
@@ -121,6 +121,9 @@ class Observed:
     frame_id: str
     exposure: Exposure
     observation: BlurObservation
+    begun_s: float
+    done_s: float
+    """When the observation began and was done, on the monotonic clock."""
 
 
 class VisualImu(LifecycleNode):
@@ -297,7 +300,7 @@ class VisualImu(LifecycleNode):
         source = MESSAGE_SOURCES.get(config.told_exposure)
         exposure_type = None if source is None else source.message_type()
         self._inbox = Inbox(source is not None, config.use_depth_topic)
-        observed: queue.Queue[Observed | None] = queue.Queue(maxsize=1)
+        observed: Handover[Observed] = Handover()
         self._workers = (
             threading.Thread(target=self._observe_images, args=(self._inbox, observed),
                              name='observation', daemon=True),
@@ -377,16 +380,20 @@ class VisualImu(LifecycleNode):
 
     # Estimation, in the workers' threads
 
-    def _observe_images(self, inbox: Inbox, observed: queue.Queue[Observed | None]) -> None:
-        """Run the network on the newest image until the inbox is closed."""
-        while (taken := inbox.take()) is not None:
+    def _observe_images(self, inbox: Inbox, observed: Handover[Observed]) -> None:
+        """Run the network on the newest image, just in time, until the inbox is closed."""
+        while True:
+            observed.wait_for_turn()
+            if (taken := inbox.take()) is None:
+                break
             with self._surviving():
-                observed.put(self._observe(taken))
-        observed.put(None)
+                image = self._observe(taken)
+                observed.put(image, image.done_s - image.begun_s)
+        observed.close()
 
-    def _estimate_motions(self, observed: queue.Queue[Observed | None]) -> None:
+    def _estimate_motions(self, observed: Handover[Observed]) -> None:
         """Estimate and publish until there is nothing more to come."""
-        while (image := observed.get()) is not None:
+        while (image := observed.take()) is not None:
             with self._surviving():
                 self._estimate(image)
 
@@ -409,7 +416,7 @@ class VisualImu(LifecycleNode):
 
         :raises FrameDropped: if the image yields no message
         """
-        config = self.config
+        config, begun_s = self.config, time.monotonic()
         arrival, camera_info = taken.arrival, taken.camera_info
         if camera_info is None:
             raise FrameDropped(DropCause.NO_CAMERA_INFO, 'no camera_info has arrived on '
@@ -423,7 +430,8 @@ class VisualImu(LifecycleNode):
         if not frame_id:
             raise FrameDropped(DropCause.NO_FRAME_ID, 'image has no frame_id, so nobody could '
                                'tell the axes of the result; set it in the camera driver')
-        return Observed(arrival, frame_id, exposure, self._gyroscope.observe(frame))
+        observation = self._gyroscope.observe(frame)
+        return Observed(arrival, frame_id, exposure, observation, begun_s, time.monotonic())
 
     def _estimate(self, observed: Observed) -> None:
         """
@@ -432,6 +440,8 @@ class VisualImu(LifecycleNode):
         :raises FrameDropped: if the image yields no message
         """
         config, exposure, frame_id = self.config, observed.exposure, observed.frame_id
+        waited_s = (observed.begun_s - observed.arrival.arrived_s
+                    + time.monotonic() - observed.done_s)
         stamp_ns = observed.observation.frame.stamp_ns
         self._accept_stamp(stamp_ns, config)
         estimate = self._stream.join(observed.observation)
@@ -452,7 +462,7 @@ class VisualImu(LifecycleNode):
             each = replace(each, stamp_ns=each.stamp_ns + round(shift_s * 1e9))
             if output_frame != frame_id:
                 each = self._moved_to(output_frame, frame_id, each)
-            self._publish(each, output_frame, source, observed.arrival, config.node)
+            self._publish(each, output_frame, source, observed.arrival, waited_s)
         self._overlay.offer(observed.observation, estimate, frame_id,
                             config.estimator.scene_depth)
 
@@ -498,10 +508,11 @@ class VisualImu(LifecycleNode):
         return conversions.moved_to_frame(estimate, transform)
 
     def _publish(self, estimate: MotionEstimate, frame_id: str, exposure_source: int,
-                 arrival: Arrival, config: NodeConfig) -> None:
+                 arrival: Arrival, waited_s: float) -> None:
         """
         Publish ~/motion, and ~/imu/data_raw and ~/twist of a measurement.
 
+        :param waited_s: how long the image lay idle on its way
         :raises FrameDropped: if a number is not finite or a variance not positive
         """
         numbers = (estimate.angular_velocity_rad_s, estimate.linear_velocity_m_s,
@@ -516,11 +527,11 @@ class VisualImu(LifecycleNode):
         if not estimate.usable:
             return
         self._imu_publisher.publish(conversions.imu_to_msg(estimate, frame_id))
-        if config.publish_twist:
+        if self.config.node.publish_twist:
             self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
         now_ns = self.get_clock().now().nanoseconds
         self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
-                                sum(estimate.timing_ms.values()) * 1e-3,
+                                sum(estimate.timing_ms.values()) * 1e-3, waited_s,
                                 estimate.row_band_index)
 
     # Reports, from either thread

@@ -10,10 +10,12 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rclpy
 from rclpy.context import Context
 from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -23,6 +25,9 @@ from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
 from image_as_imu_ros.evaluation.sources.rosbag import COMPRESSED_IMAGE_TYPE, IMAGE_TYPE, Bag
+
+if TYPE_CHECKING:
+    from image_as_imu_ros.msg import MotionEstimate
 
 LARGE_IMAGES_PROFILE = Path(__file__).with_name('fastdds_large_images.xml')
 """Fast DDS profile whose shared-memory segment has room for images."""
@@ -34,6 +39,12 @@ POLL_PERIOD_S = 0.05
 BAR_FORMAT = 'playing: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s'
 SETTLING_S = 0.5
 """From the discovery of one subscription of a node to that of its others."""
+ANSWER_LIMIT_S = 10.0
+"""How long the bag stands still for the answer to an image, which may have been dropped."""
+SAME_FRAME_NS = 2_000_000
+"""Images whose stamps differ by no more are of one frame, as an image and its depth."""
+STAMP_OFFSET = 4
+"""Of a header's stamp in a serialized message, after CDR's preamble."""
 
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
@@ -48,9 +59,13 @@ class PlayOptions:
     recording happened now; otherwise messages go out unchanged. `clock` publishes `/clock` in
     recorded time, for nodes with `use_sim_time`. `wait_for_subscribers_s` is how long to wait
     for someone to subscribe to the images before the first message; 0 does not wait. Topics in
-    `exclude` are left out, such as a `/tf_static` that contradicts the robot's.
+    `exclude` are left out, such as a `/tf_static` that contradicts the robot's. With `answers`,
+    the topic `~/motion` of a node, the bag and its clock stand still before each image until the
+    one before is answered, so that a node slower than the bag loses none.
 
-    :raises ConfigError: if the rate or the waiting time is out of range
+    :raises ConfigError: if the rate or the waiting time is out of range, or `answers` goes with
+        `restamp`, whose stamps would not tell how much time passed between images, or without
+        `wait_for_subscribers_s`
     """
 
     rate: float = 1.0
@@ -59,6 +74,7 @@ class PlayOptions:
     clock: bool = False
     wait_for_subscribers_s: float = 0.0
     exclude: tuple[str, ...] = ()
+    answers: str = ''
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.rate <= 100:
@@ -66,6 +82,12 @@ class PlayOptions:
         if not 0 <= self.wait_for_subscribers_s <= 3600:
             raise ConfigError(
                 f'waiting time {self.wait_for_subscribers_s} s is outside [0, 3600] s')
+        if self.answers and self.restamp:
+            raise ConfigError(f'answers on {self.answers} cannot be waited for with restamp: the '
+                              'bag would stand still while its time goes on; use clock instead')
+        if self.answers and not self.wait_for_subscribers_s:
+            raise ConfigError(f'answers on {self.answers} need someone who answers; tell by '
+                              'wait-for-subscribers how many seconds to wait for it')
 
 
 @dataclass
@@ -75,6 +97,8 @@ class PlayStatistics:
     messages: int = 0
     worst_lag_s: float = 0.0
     """Longest time from when a message was due until DDS had taken it."""
+    unanswered: int = 0
+    """Images whose answer did not come in time, with `answers`."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,11 @@ class Channel:
     connection: Connection
     publisher: Publisher
     has_header: bool
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its messages are images."""
+        return self.connection.msgtype in (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE)
 
 
 def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
@@ -99,6 +128,9 @@ def play(bag: Path, options: PlayOptions, statistics: PlayStatistics) -> None:
     :raises SynchronizationError: if no one subscribes in time
     """
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
+    if options.restamp and options.rate != 1.0:
+        logger.warning('new stamps at rate %g: motion between images looks %g times as fast as '
+                       'it was, unlike their blur; use clock instead', options.rate, options.rate)
     with Bag(bag) as reader:
         context = Context()  # not the default one, whose signal handlers would swallow Ctrl-C
         rclpy.init(context=context)
@@ -126,6 +158,9 @@ class Player:
             raise DataFormatError('the bag has no topic of an installed type; '
                                   'install or source the packages of its types')
         self._clock = node.create_publisher(Clock, '/clock', 1) if options.clock else None
+        self._answers = Answers(node, options.answers) if options.answers else None
+        self._awaited_ns: int | None = None
+        """Stamp of the image that is yet to be answered."""
 
     def run(self) -> None:
         """Play to the end, or again and again until interrupted."""
@@ -159,19 +194,26 @@ class Player:
             has_header=next(iter(fields.values()), None) == 'std_msgs/Header')
 
     def _wait_for_subscribers(self) -> None:
-        images = [channel for channel in self._channels.values()
-                  if channel.connection.msgtype in (IMAGE_TYPE, COMPRESSED_IMAGE_TYPE)]
+        images = [channel for channel in self._channels.values() if channel.has_images]
         awaited = images or list(self._channels.values())
         limit_s = self._options.wait_for_subscribers_s
         end_s = time.monotonic() + limit_s
-        while not any(channel.publisher.get_subscription_count() for channel in awaited):
+        while not any(map(self._is_heard, awaited)):
             if time.monotonic() > end_s:
                 topics = ' or '.join(channel.connection.topic for channel in awaited)
+                if self._answers is not None:
+                    topics += f' and would answer on {self._options.answers}'
                 raise SynchronizationError(
                     f'no one subscribed to {topics} within {limit_s} s; is the subscriber '
                     'running, with the same ROS_DOMAIN_ID?')
             time.sleep(POLL_PERIOD_S)
         time.sleep(SETTLING_S)
+
+    def _is_heard(self, channel: Channel) -> bool:
+        """Whether someone subscribes to a topic: the node that answers, if one does."""
+        if self._answers is None:
+            return channel.publisher.get_subscription_count() > 0
+        return self._answers.come_from_a_subscriber_of(channel.connection.topic)
 
     def _play_once(self) -> None:
         messages = self._reader.messages(
@@ -188,6 +230,9 @@ class Player:
                 due_ns = begin_ns + round(since_begin_ns / self._options.rate)
                 self._sleep_until(due_ns, recorded_ns)
                 channel = self._channels[connection.id]
+                if self._answers is not None and channel.has_images and self._is_heard(channel):
+                    pause_ns = self._await_answer(stamp_of(data))
+                    begin_ns, due_ns = begin_ns + pause_ns, due_ns + pause_ns
                 if self._options.restamp and channel.has_header:
                     data = self._restamped(data, begin_recorded_ns, begin_wall_ns)
                 channel.publisher.publish(data)
@@ -195,6 +240,25 @@ class Player:
                 self._statistics.messages += 1
                 self._statistics.worst_lag_s = max(self._statistics.worst_lag_s, lag_s)
                 progress.update(since_begin_ns * 1e-9 - progress.n)
+        if self._answers is not None:
+            self._await_answer(None)
+
+    def _await_answer(self, next_ns: int | None) -> int:
+        """
+        Stand still until the image published last is answered.
+
+        :param next_ns: stamp of what is to be published now; None at the end
+        :returns: for how long, ns
+        """
+        awaited_ns, begin_ns = self._awaited_ns, time.monotonic_ns()
+        if None not in (awaited_ns, next_ns) and abs(next_ns - awaited_ns) <= SAME_FRAME_NS:
+            return 0
+        self._awaited_ns = next_ns
+        if awaited_ns is not None and not self._answers.wait():
+            self._statistics.unanswered += 1
+            logger.warning('the image of %.3f s is not answered on %s within %g s',
+                           awaited_ns * 1e-9, self._options.answers, ANSWER_LIMIT_S)
+        return time.monotonic_ns() - begin_ns
 
     def _sleep_until(self, due_ns: int, recorded_ns: int) -> None:
         """Sleep, with the clock ticking on towards the recorded time of what is due."""
@@ -211,9 +275,50 @@ class Player:
 
     def _restamped(self, data: bytes, begin_recorded_ns: int, begin_wall_ns: int) -> bytes:
         """Shift the stamp at the start of a serialized message from recorded to present time."""
-        # CDR: four bytes of preamble, whose second tells the byte order, then the header's stamp.
-        layout = '<iI' if data[1] & 1 else '>iI'
-        seconds, nanoseconds = struct.unpack_from(layout, data, 4)
-        since_begin_ns = seconds * 10**9 + nanoseconds - begin_recorded_ns
+        since_begin_ns = stamp_of(data) - begin_recorded_ns
         stamp_ns = begin_wall_ns + round(since_begin_ns / self._options.rate)
-        return data[:4] + struct.pack(layout, *divmod(stamp_ns, 10**9)) + data[12:]
+        stamp = struct.pack(stamp_layout(data), *divmod(stamp_ns, 10**9))
+        return data[:STAMP_OFFSET] + stamp + data[STAMP_OFFSET + len(stamp):]
+
+
+class Answers:
+    """The messages on the topic `~/motion` of a node, one for each image that it can use."""
+
+    def __init__(self, node: Node, topic: str) -> None:
+        from image_as_imu_ros.msg import MotionEstimate
+        self._node, self._topic = node, topic
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(node)
+        self._is_answered = False
+        node.create_subscription(MotionEstimate, topic, self._hear, QUEUE_DEPTH)
+
+    def come_from_a_subscriber_of(self, topic: str) -> bool:
+        """Tell whether the node that answers listens to a topic."""
+        answering, listening = (
+            {(end.node_namespace, end.node_name) for end in ends}
+            for ends in (self._node.get_publishers_info_by_topic(self._topic),
+                         self._node.get_subscriptions_info_by_topic(topic)))
+        return not answering.isdisjoint(listening)
+
+    def _hear(self, msg: MotionEstimate) -> None:
+        if msg.row_band_index + 1 >= msg.row_band_count:  # the last of its image
+            self._is_answered = True
+
+    def wait(self) -> bool:
+        """Wait for the answer to one image, but not for ever; tell whether it came."""
+        end_s = time.monotonic() + ANSWER_LIMIT_S
+        while not self._is_answered and (left_s := end_s - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left_s)
+        came, self._is_answered = self._is_answered, False
+        return came
+
+
+def stamp_layout(data: bytes) -> str:
+    """How `struct` packs the stamp of a serialized message, whose second byte tells the order."""
+    return '<iI' if data[1] & 1 else '>iI'
+
+
+def stamp_of(data: bytes) -> int:
+    """Stamp of a serialized message that begins with a header, ns."""
+    seconds, nanoseconds = struct.unpack_from(stamp_layout(data), data, STAMP_OFFSET)
+    return seconds * 10**9 + nanoseconds

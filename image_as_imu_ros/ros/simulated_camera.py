@@ -73,8 +73,8 @@ class Pan:
 class SimulatedCamera(Node):
     """Publishes the images of a pan, with their camera_info and exposure, when told to."""
 
-    def __init__(self, pan: Pan, context: Context | None = None) -> None:
-        super().__init__('simulated_camera', context=context)
+    def __init__(self, pan: Pan, context: Context | None = None, namespace: str = '') -> None:
+        super().__init__('simulated_camera', context=context, namespace=namespace)
         self._pan = pan
         self.image_publisher = self.create_publisher(Image, 'image', qos_profile_sensor_data)
         self.info_publisher = self.create_publisher(CameraInfo, 'camera_info', COMPANION_DEPTH)
@@ -126,12 +126,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--height', type=int, default=480)
     parser.add_argument('--encoding', choices=('rgb8', 'mono8'), default='rgb8')
     parser.add_argument('--rate', type=float, default=30.0, help='images per second')
+    parser.add_argument('--namespace', default='', help='of the topics')
     parser.add_argument('--seconds', type=float, default=math.inf)
     arguments = parser.parse_args(argv)
     pan = Pan(arguments.width, arguments.height, encoding=arguments.encoding,
               interval_s=1 / arguments.rate)
     rclpy.init(args=[])
-    camera = SimulatedCamera(pan)
+    camera = SimulatedCamera(pan, namespace=arguments.namespace)
     executor = SingleThreadedExecutor()
     executor.add_node(camera)
     begin_s, index = time.monotonic(), 0
