@@ -8,6 +8,7 @@ one component of its blur and says little of the other keeps both facts this way
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -151,7 +152,7 @@ class BlurObjective:
 
     def __init__(self, log_probability: np.ndarray, matrix: np.ndarray,
                  cells_per_witness: float) -> None:
-        self._flat = log_probability.ravel()
+        self.log_probability = np.ascontiguousarray(log_probability)
         self._base = np.arange(len(log_probability)) * BINS
         self.columns = np.ascontiguousarray(matrix.transpose(1, 2, 0), np.float32)
         self.weight = 1.0 / cells_per_witness
@@ -162,11 +163,6 @@ class BlurObjective:
         corners, along, across, _, _ = self._look_up(motions)
         low, high = corners[:2] + across * (corners[2:] - corners[:2])
         return low + along * (high - low)
-
-    def extents_px(self, motions: np.ndarray) -> np.ndarray:
-        """Median displacement at motions (K, 6), (K,)."""
-        u, v = motions @ self.columns
-        return np.median(np.sqrt(u * u + v * v), axis=1)
 
     def _look_up(self, motions: np.ndarray) -> tuple[np.ndarray, ...]:
         """
@@ -184,8 +180,8 @@ class BlurObjective:
         ring, direction = along.astype(np.int32), across.astype(np.int32)
         corners = CORNERS.take(ring * (2 * DIRECTIONS) + direction, axis=1, mode='clip')
         corners += self._base
-        return (self._flat.take(corners, mode='clip'), along - ring, across - direction, flow,
-                radius)
+        return (self.log_probability.ravel().take(corners, mode='clip'), along - ring,
+                across - direction, flow, radius)
 
     def _ascend(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of the cells summed, (K,), and their slopes, (2, K, N)."""
@@ -296,16 +292,17 @@ class CellMoments:
 
     def __init__(self, log_probability: np.ndarray) -> None:
         polar = cv2.exp(log_probability)[:, 1:].reshape(-1, RINGS, DIRECTIONS)
-        self.lengths_px, powers = np.moveaxis(np.stack([RADII_PX, RADII_PX ** 2]) @ polar, 1, 0)
+        sums = np.stack([RADII_PX, RADII_PX ** 2]) @ polar
+        self.lengths_px = sums[:, 0]
         """Share of each direction times its mean length, (N, DIRECTIONS)."""
         cosine, sine = DIRECTION_VECTORS.T
-        self.second = powers @ np.stack([cosine ** 2, sine ** 2, cosine * sine], axis=1)
-        """Means of uu, vv and uv, (N, 3), px^2."""
+        self.second_px2 = sums[:, 1] @ np.stack([cosine ** 2, sine ** 2, cosine * sine], axis=1)
+        """Means of uu, vv and uv, (N, 3)."""
 
 
 class Survey:
     """
-    What the search for motions of one camera needs again for every image.
+    What the search for a motion needs again for every image of one camera.
 
     :param turn_matrix: (N, 2, 3), motion field matrix of rotations, px
     """
@@ -321,11 +318,13 @@ class Survey:
             (weights.flatten().numpy().astype(np.float32), columns.flatten().numpy(), row_ends),
             shape=(len(self.scan), BINS * len(turn_matrix)))
         a, b = turn_matrix[:, 0], turn_matrix[:, 1]
-        self._lifted = np.stack([
-            np.stack([(1.0 if i == j else 2.0) * form(i, j) for i, j in PAIRS], axis=-1)
-            for form in (lambda i, j: a[:, i] * a[:, j] - b[:, i] * b[:, j],
-                         lambda i, j: a[:, i] * b[:, j] + a[:, j] * b[:, i],
-                         lambda i, j: a[:, i] * a[:, j] + b[:, i] * b[:, j])])
+
+        def rows(form: Callable[[int, int], np.ndarray]) -> np.ndarray:
+            return np.stack([form(i, j) * (1.0 if i == j else 2.0) for i, j in PAIRS], axis=-1)
+
+        self._lifted = np.stack([rows(lambda i, j: a[:, i] * a[:, j] - b[:, i] * b[:, j]),
+                                 rows(lambda i, j: a[:, i] * b[:, j] + a[:, j] * b[:, i]),
+                                 rows(lambda i, j: a[:, i] * a[:, j] + b[:, i] * b[:, j])])
 
     def likelihoods(self, log_probability: np.ndarray) -> np.ndarray:
         """Log-probability, summed over cells (N, BINS), of the motions of the scan, (K,)."""
@@ -341,12 +340,11 @@ class Survey:
         :returns: (3,) w T, rad
         """
         cosine, sine = DIRECTION_VECTORS.T
-        turned = np.stack([cosine ** 2 - sine ** 2, 2 * cosine * sine, cosine ** 2 + sine ** 2])
-        coherent = turned @ moments.lengths_px.T
-        length = coherent[2]
-        weight = np.hypot(coherent[0], coherent[1]) / (length + 1.0) ** 2
+        turned = np.stack([cosine ** 2 - sine ** 2, 2 * cosine * sine, np.ones(DIRECTIONS)])
+        means = turned @ moments.lengths_px.T
+        weight = np.hypot(means[0], means[1]) / (means[2] + 1.0) ** 2
         rows = (self._lifted * weight[:, None]).reshape(-1, len(PAIRS))
-        values = (coherent * (length * weight)).ravel()
+        values = (means * (means[2] * weight)).ravel()
         solution = np.linalg.lstsq(rows, values, rcond=None)[0]
         lifted = np.zeros((3, 3))
         for entry, (i, j) in zip(solution, PAIRS):
@@ -357,6 +355,7 @@ class Survey:
 
 @lru_cache(maxsize=8)
 def _survey(turn_matrix: bytes) -> Survey:
+    """Keep the survey of each camera; measured depth changes no rotation's share of the matrix."""
     return Survey(np.frombuffer(turn_matrix).reshape(-1, 2, 3))
 
 
@@ -410,19 +409,16 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
         profiles = sparse.cell_values(scaled).sum(axis=1).reshape(len(peaks), -1)
         modes = _modes(peaks, judge(Hills(peaks, heights, profiles * sparse.weight)))
 
-    motions = np.stack([mode.motion for mode in modes])
-    covariances = spread_covariances(moments, sparse_matrix, motions, sparse.focal_px)
-    values = objective.cell_values(motions)
     ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
-    gains = np.maximum(values.sum(axis=1) * objective.weight - ignorance, 0.0)
-    inliers = (values > log_probability.max(axis=1) - 3.0).mean(axis=1)
-    extents_px = objective.extents_px(motions)
-    best, *others = (
-        BlurSolution(mode.motion, covariance + mode.length_variance * np.outer(mode.motion, mode.motion),
-                     float(value.mean()), float(-np.expm1(-gain / INFORMATION_NATS)), float(inlier),
-                     float(extent_px), log_posterior=mode.height)
-        for mode, covariance, value, gain, inlier, extent_px in zip(modes, covariances, values, gains, inliers, extents_px))
-    return replace(best, alternatives=tuple(others))
+    solutions = []
+    for mode, found, likelihood in zip(modes, *_solutions(
+            objective, np.stack([mode.motion for mode in modes]), moments, sparse_matrix, SPARSE)):
+        gain = max(likelihood - ignorance, 0.0)
+        uncertain = mode.length_variance * np.outer(mode.motion, mode.motion)
+        solutions.append(replace(found, covariance=found.covariance + uncertain,
+                                 information=float(-np.expm1(-gain / INFORMATION_NATS)),
+                                 log_posterior=mode.height))
+    return replace(solutions[0], alternatives=tuple(solutions[1:]))
 
 
 def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
@@ -440,13 +436,27 @@ def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
     found, heights = objective.climb(starts, NEAR_ITERATIONS)
     motions = _distinct(found[np.argsort(-heights)])
+    solutions, _ = _solutions(objective, motions, CellMoments(log_probability), matrix, 1.0)
+    return [replace(solution, log_posterior=solution.log_likelihood * len(matrix)
+                    / CELLS_PER_WITNESS) for solution in solutions]
+
+
+def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMoments,
+               matrix: np.ndarray, thinning: float) -> tuple[list[BlurSolution], np.ndarray]:
+    """
+    Describe motions (K, 6).
+
+    :param moments, matrix: of one cell in so many as `thinning` tells
+    :returns: solutions without their information and posterior, and their log-likelihoods, (K,)
+    """
     values = objective.cell_values(motions)
-    covariances = spread_covariances(CellMoments(log_probability), matrix, motions, objective.focal_px, 1.0)
-    inliers = (values > log_probability.max(axis=1) - 3.0).mean(axis=1)
-    return [BlurSolution(motion, covariance, float(value.mean()), 0.0, float(inlier), float(extent_px),
-                         log_posterior=float(value.sum()) / CELLS_PER_WITNESS)
-            for motion, covariance, value, inlier, extent_px in zip(
-                motions, covariances, values, inliers, objective.extents_px(motions))]
+    inliers = values > objective.log_probability.max(axis=1) - 3.0
+    covariances = spread_covariances(moments, matrix, motions, objective.focal_px, thinning)
+    u, v = motions @ objective.columns
+    extents_px = np.median(np.sqrt(u * u + v * v), axis=1)
+    described = zip(motions, covariances, values.mean(axis=1).tolist(), itertools.repeat(0.0),
+                    inliers.mean(axis=1).tolist(), extents_px.tolist())
+    return [BlurSolution(*each) for each in described], values.sum(axis=1) * objective.weight
 
 
 @dataclass(frozen=True)
@@ -469,17 +479,18 @@ def _modes(motions: np.ndarray, log_probability: np.ndarray) -> list[Mode]:
     :param log_probability: (K, C), of each at LENGTH_RATIOS[CHOICES]
     """
     logarithms = np.log(LENGTH_RATIOS[CHOICES])
+    around = np.pad(log_probability, ((0, 0), (1, 1)), constant_values=-np.inf)
+    peaks = (log_probability >= around[:, :-2]) & (log_probability > around[:, 2:])
     modes = []
-    for motion, row in zip(motions, log_probability):
-        around = np.pad(row, 1, constant_values=-np.inf)
-        for peak in np.flatnonzero((row >= around[:-2]) & (row > around[2:])):
-            near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
-            weight = np.exp(row[near] - row[peak])
-            total = weight.sum()
-            mean = float(weight @ logarithms[near] / total)
-            variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
-            modes.append(Mode(motion * math.exp(mean), float(row[peak] + np.log(total)),
-                              variance))
+    for hill, peak in np.argwhere(peaks):
+        near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
+        row = log_probability[hill]
+        weight = np.exp(row[near] - row[peak])
+        total = weight.sum()
+        mean = float(weight @ logarithms[near] / total)
+        variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
+        modes.append(Mode(motions[hill] * math.exp(mean), float(row[peak] + np.log(total)),
+                          variance))
     return sorted(modes, key=lambda mode: -mode.height)[:MODES]
 
 
@@ -514,7 +525,7 @@ def _starts(lifted: np.ndarray, focal_px: float) -> np.ndarray:
 
 
 def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.ndarray,
-                       focal_px: float, thinning: float = SPARSE) -> np.ndarray:
+                       focal_px: float, thinning: float) -> np.ndarray:
     """
     Inverse information: each cell's own spread around a motion, witnesses counted once.
 
@@ -526,18 +537,19 @@ def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.nda
     columns = matrix.transpose(1, 2, 0)
     flow = motions @ columns
     # each direction turned to the side of the motion
-    facing = np.sign((flow.transpose(1, 2, 0) @ DIRECTION_VECTORS.T))
+    facing = np.sign(flow.astype(np.float32).transpose(1, 2, 0) @ DIRECTION_VECTORS.T)
     first = (facing * moments.lengths_px) @ DIRECTION_VECTORS
     u, v = flow
-    uu = moments.second[:, 0] - 2 * first[..., 0] * u + u ** 2 + 0.1
-    vv = moments.second[:, 1] - 2 * first[..., 1] * v + v ** 2 + 0.1
-    uv = moments.second[:, 2] - first[..., 0] * v - first[..., 1] * u + u * v
+    uu = moments.second_px2[:, 0] - 2 * first[..., 0] * u + u ** 2 + 0.1
+    vv = moments.second_px2[:, 1] - 2 * first[..., 1] * v + v ** 2 + 0.1
+    uv = moments.second_px2[:, 2] - first[..., 0] * v - first[..., 1] * u + u * v
     precision = np.stack([vv, -uv, uu]) / (uu * vv - uv * uv)
     along, mixed, across = precision[:, :, None]
     information = (along * columns[0] + mixed * columns[1]) @ columns[0].T \
         + (mixed * columns[0] + across * columns[1]) @ columns[1].T
     information *= thinning / CELLS_PER_ERROR
-    information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(motions, focal_px)[:, None]
+    information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
+        motions, focal_px)[:, None]
     covariance = np.linalg.inv(information)
     extent_px = np.median(np.sqrt(u * u + v * v), axis=1)
     shared_px = SHARED_ERROR_PX ** 2 \

@@ -8,8 +8,6 @@ lag = length; averaging first and judging afterwards is what single cells cannot
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 import torch
@@ -46,8 +44,11 @@ class SteeredDerivatives:
         gx, gy = slope(smooth, 1, 0), slope(smooth, 0, 1)
         gxx, gxy, gyy = slope(gx, 1, 0), slope(gx, 0, 1), slope(gy, 0, 1)
         self._derivatives = cv2.merge([gx, gy, gxy, 0.5 * (gyy - gxx)])
-        window = (2 * int(max(4.0, typical_px / 2)) + 1,) * 2
-        self._nearby = [cv2.blur(energy, window) for energy in
+        # a coarse map does, as it is smooth
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        window = (2 * int(max(2.0, typical_px / 4)) + 1,) * 2
+        self._nearby = [cv2.blur(cv2.resize(energy, half, interpolation=cv2.INTER_AREA), window)
+                        for energy in
                         (gx * gx + gy * gy, gxx * gxx + 2 * gxy * gxy + gyy * gyy)]
 
     def correlations(self, centres_px: np.ndarray, flow_px: np.ndarray) -> np.ndarray:
@@ -85,7 +86,7 @@ class SteeredDerivatives:
         power = (a * a + b * b) * (0.5 * seen[..., None])
 
         # sums over the points, plain and relative to the energy nearby
-        column, row = np.rint(centres_px.T).astype(int)
+        column, row = np.rint(centres_px.T / 2 - 0.25).astype(int)
         gradient, curvature = (1 / (nearby[row, column] + np.float32(NOISE_ENERGY))
                                for nearby in self._nearby)
         shares = np.zeros((len(length), 4, 6), np.float32)
@@ -164,7 +165,8 @@ def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills) -> np.nda
         hills.heights - hills.heights.max()], axis=-1)[..., None]
     derivatives = None
     for feature, flow_px, median_px in zip(features, flows_px, medians_px.tolist()):
-        if derivatives is None or not 1 / SAME_SCALE < median_px / derivatives.typical_px < SAME_SCALE:
+        if derivatives is None or max(median_px / derivatives.typical_px,
+                                      derivatives.typical_px / median_px) > SAME_SCALE:
             derivatives = SteeredDerivatives(image, median_px)
         feature[:STEERED] = derivatives.correlations(centres_px, flow_px)
     return features
