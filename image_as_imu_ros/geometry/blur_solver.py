@@ -52,7 +52,7 @@ SCAN_ROLLS = (-1.5, 0.0, 1.5)
 SCAN_STARTS = 4
 INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
-COARSE_ITERATIONS = 10
+COARSE_ITERATIONS = 7
 FINE_ITERATIONS = 2
 NEAR_ITERATIONS = 8
 SPARSE = 4
@@ -451,9 +451,10 @@ def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMomen
     """
     values = objective.cell_values(motions)
     inliers = values > objective.log_probability.max(axis=1) - 3.0
-    covariances = spread_covariances(moments, matrix, motions, objective.focal_px, thinning)
-    u, v = motions @ objective.columns
+    u, v = motions.astype(np.float32) @ objective.columns
     extents_px = np.median(np.sqrt(u * u + v * v), axis=1)
+    covariances = spread_covariances(moments, matrix, motions, extents_px, objective.focal_px,
+                                     thinning)
     described = zip(motions, covariances, values.mean(axis=1).tolist(), itertools.repeat(0.0),
                     inliers.mean(axis=1).tolist(), extents_px.tolist())
     return [BlurSolution(*each) for each in described], values.sum(axis=1) * objective.weight
@@ -525,13 +526,14 @@ def _starts(lifted: np.ndarray, focal_px: float) -> np.ndarray:
 
 
 def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.ndarray,
-                       focal_px: float, thinning: float) -> np.ndarray:
+                       extents_px: np.ndarray, focal_px: float, thinning: float) -> np.ndarray:
     """
     Inverse information: each cell's own spread around a motion, witnesses counted once.
 
     :param moments: of N cells
     :param matrix: (N, 2, 6), px
     :param motions: (K, 6)
+    :param extents_px: (K,), median displacements
     :returns: (K, 6, 6)
     """
     columns = matrix.transpose(1, 2, 0)
@@ -551,8 +553,7 @@ def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.nda
     information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
         motions, focal_px)[:, None]
     covariance = np.linalg.inv(information)
-    extent_px = np.median(np.sqrt(u * u + v * v), axis=1)
-    shared_px = SHARED_ERROR_PX ** 2 \
-        + (SHORT_ERROR_PX * np.exp(-(extent_px / SHORT_PX) ** 2)) ** 2
-    covariance[:, range(3), range(3)] += shared_px[:, None] / focal_px ** 2
+    shared_px2 = SHARED_ERROR_PX ** 2 \
+        + (SHORT_ERROR_PX * np.exp(-(extents_px / SHORT_PX) ** 2)) ** 2
+    covariance[:, range(3), range(3)] += shared_px2[:, None] / focal_px ** 2
     return covariance
