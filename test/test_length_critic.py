@@ -90,6 +90,15 @@ def test_correlation_is_the_convolution_that_weights_are_kept_for():
     torch.testing.assert_close(ours(x), plain(x))
 
 
+@pytest.mark.parametrize('hills', [1, 2, 3])
+def test_traced_critic_judges_any_number_of_hills_alike(hills):
+    torch.manual_seed(0)
+    critic = LengthCritic().eval()
+    features = torch.rand(1, hills, critic.scale.num_features, len(LENGTH_RATIOS))
+    with torch.no_grad():
+        torch.testing.assert_close(critic.traced()(features), critic(features))
+
+
 @pytest.mark.parametrize('error', [0.5, 0.7, 1.5, 2.0])
 @pytest.mark.parametrize('motion', MOTIONS)
 def test_shipped_critic_mends_hills_of_the_wrong_length(sharp, motion, error):
