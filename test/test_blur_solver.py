@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from image_as_imu_ros.geometry.blur_solver import CELLS_PER_WITNESS, BlurObjective, solve_blur
+from image_as_imu_ros.geometry.blur_solver import (
+    CELLS_PER_WITNESS,
+    BlurObjective,
+    CellMoments,
+    Survey,
+    solve_blur,
+)
 from image_as_imu_ros.geometry.displacement_bins import (
     BINS,
     bin_displacements,
@@ -111,3 +117,27 @@ def test_gradient_of_the_objective_is_its_slope():
                          for sign in (1, -1))
         np.testing.assert_allclose((ahead - behind) / (2 * step), gradient[:, k],
                                    atol=0.02 * np.abs(gradient).max())
+
+
+def test_cells_are_looked_up_between_their_bins():
+    rng = np.random.default_rng(0)
+    logs = rng.normal(size=(MATRIX[..., 0, 0].size, BINS)).astype(np.float32)
+    matrix = MATRIX.reshape(-1, 2, 6)
+    motions = np.stack([sign * scale * np.array(motion) for motion in MOTIONS
+                        for sign in (1, -1) for scale in (0.02, 1.0, 6.0)])
+    bins, weights = interpolation(torch.from_numpy(motions @ matrix.transpose(1, 2, 0)).movedim(
+        0, -1))
+    expected = (logs[np.arange(len(logs))[:, None], bins.numpy()] * weights.numpy()).sum(axis=-1)
+    objective = BlurObjective(logs, matrix, CELLS_PER_WITNESS)
+    np.testing.assert_allclose(objective.cell_values(motions), expected, atol=0.01)
+
+
+def test_survey_ranks_its_motions_as_the_objective_does():
+    motion = np.array(MOTIONS[0])
+    logs, matrix = log_probability(motion).reshape(-1, BINS), MATRIX.reshape(-1, 2, 6)
+    survey = Survey(matrix[..., :3])
+    objective = BlurObjective(logs, matrix, CELLS_PER_WITNESS)
+    expected = objective.cell_values(survey.scan).sum(axis=1)
+    np.testing.assert_allclose(survey.likelihoods(logs), expected, rtol=1e-3)
+    lifted = closest_sign(survey.lifted_start(CellMoments(logs)), motion[:3])
+    np.testing.assert_allclose(lifted, motion[:3], atol=0.1 * np.linalg.norm(motion))

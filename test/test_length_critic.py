@@ -20,9 +20,10 @@ from image_as_imu_ros.geometry.displacement_bins import BINS
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import (
     STEERED,
+    Correlation,
     LengthCritic,
+    SteeredDerivatives,
     hill_features,
-    steered_correlations,
 )
 from image_as_imu_ros.model.network import STRIDE_PX
 from image_as_imu_ros.model.weights import SHIPPED, load_weights, read_tensors
@@ -46,23 +47,56 @@ def sharp():
     return image
 
 
+def steered_correlations(image, flow_px):
+    derivatives = SteeredDerivatives(image, float(np.median(np.linalg.norm(flow_px, axis=1))))
+    return derivatives.correlations(CELLS.reshape(-1, 2), flow_px)
+
+
 @pytest.mark.parametrize('motion', MOTIONS)
 def test_derivatives_correlate_least_at_the_length_of_the_blur(sharp, motion):
     image = with_blur(sharp, CAMERA, np.array(motion))
     flow_px = (MATRIX @ motion).reshape(-1, 2)
-    channels = steered_correlations(image, CELLS.reshape(-1, 2), flow_px)
+    channels = steered_correlations(image, flow_px)
     assert channels.shape == (STEERED, len(LENGTH_RATIOS)) and np.isfinite(channels).all()
     assert LENGTH_RATIOS[channels[0].argmin()] == pytest.approx(1.0, abs=0.2)
-    half = steered_correlations(image, CELLS.reshape(-1, 2), flow_px / 2)
+    half = steered_correlations(image, flow_px / 2)
     assert LENGTH_RATIOS[half[0].argmin()] == pytest.approx(2.0, abs=0.3)
 
 
 def test_both_signs_of_a_motion_look_the_same(sharp):
     image = with_blur(sharp, CAMERA, np.array(MOTIONS[1]))
     flow_px = (MATRIX @ MOTIONS[1]).reshape(-1, 2)
-    forward, backward = (steered_correlations(image, CELLS.reshape(-1, 2), sign * flow_px)
+    forward, backward = (steered_correlations(image, sign * flow_px)
                          for sign in (1, -1))
     np.testing.assert_allclose(forward, backward, atol=1e-4)
+
+
+def test_ends_beyond_the_image_are_not_looked_at(sharp):
+    derivatives = SteeredDerivatives(sharp, 20.0)
+    corner_px, middle_px = np.array([[4.0, 4.0]]), np.array([[160.0, 112.0]])
+    flow_px = np.array([[20.0, 0.0]])
+    shown, whole = (derivatives.correlations(where, flow_px) for where in (corner_px, middle_px))
+    fit = LENGTH_RATIOS * 10.0 <= 4.0
+    np.testing.assert_array_equal(shown[-1], 1.0 + fit)
+    np.testing.assert_array_equal(whole[-1], 2.0)
+    assert not shown[:-1, ~fit].any() and whole[1:-1].any(axis=0).all()
+
+
+def test_correlation_is_the_convolution_that_weights_are_kept_for():
+    torch.manual_seed(0)
+    ours, plain = Correlation(5, 7, 9), torch.nn.Conv1d(5, 7, 9, padding=4)
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 5, 32)
+    torch.testing.assert_close(ours(x), plain(x))
+
+
+@pytest.mark.parametrize('hills', [1, 2, 3])
+def test_traced_critic_judges_any_number_of_hills_alike(hills):
+    torch.manual_seed(0)
+    critic = LengthCritic().eval()
+    features = torch.rand(1, hills, critic.scale.num_features, len(LENGTH_RATIOS))
+    with torch.no_grad():
+        torch.testing.assert_close(critic.traced()(features), critic(features))
 
 
 @pytest.mark.parametrize('error', [0.5, 0.7, 1.5, 2.0])

@@ -216,6 +216,21 @@ def test_flow_and_depth_give_metric_motion():
     assert np.abs(deviation).max() < 3.0
 
 
+def test_covariance_of_the_flow_solver_is_its_own():
+    # one witness in 1536 px, that is in 153.6 samples, and an error of 1 px that all share,
+    # whatever the blur solver's cells are calibrated to
+    pixels = sample_pixels(320, 224)
+    matrix = motion_field_matrix(pixels, GOLDEN_CAMERA)
+    flow_px = matrix @ [0.03, -0.05, 0.08, 0.0, 0.0, 0.0] \
+        + np.random.default_rng(4).normal(0.0, 3.0, (len(pixels), 2))
+    found = solve_flow(flow_px, np.ones(len(pixels)), matrix)
+    rows = matrix.reshape(-1, 6)
+    error_px2 = ((flow_px - matrix @ found.motion) ** 2).sum(axis=1).mean()
+    expected = 153.6 * 0.5 * (error_px2 + 1.0) * np.linalg.inv(rows.T @ rows)
+    expected[:3, :3] += np.eye(3) * (1.0 / GOLDEN_CAMERA.fx_px) ** 2
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-6, atol=1e-12)
+
+
 def test_still_image_is_informative_and_says_no_motion():
     pixels = sample_pixels(320, 224)
     still = solve_flow(np.full((len(pixels), 2), 1e-3), np.ones(len(pixels)),

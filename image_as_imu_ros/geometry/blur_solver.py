@@ -8,12 +8,16 @@ one component of its blur and says little of the other keeps both facts this way
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import cv2
 import numpy as np
+import torch
+from scipy.sparse import csr_array
 
 from image_as_imu_ros.geometry.displacement_bins import (
     BINS,
@@ -22,6 +26,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
     RHO_STEP,
     RINGS,
     bin_displacements,
+    interpolation,
 )
 
 CELLS_PER_WITNESS = 147.0
@@ -44,11 +49,11 @@ SCAN_LENGTHS_PX = (2.0, 5.0, 10.0, 18.0, 30.0, 48.0)
 SCAN_DIRECTIONS = 12
 SCAN_ROLLS = (-1.5, 0.0, 1.5)
 """Rolls beside the pans of the scan, relative to them."""
-SCAN_STARTS = 4
+SCAN_STARTS = 3
 INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
-COARSE_ITERATIONS = 10
-FINE_ITERATIONS = 2
+COARSE_ITERATIONS = 8
+FINE_ITERATIONS = 1
 NEAR_ITERATIONS = 8
 SPARSE = 4
 """Every other row and column."""
@@ -64,6 +69,10 @@ MODE_REACH = 2
 SAME_HILL = 0.15
 """Rotations that differ by less, relative to them, lead to the same peak."""
 BIN_DISPLACEMENTS_PX = bin_displacements().numpy().astype(np.float32)
+RADII_PX = np.hypot(*BIN_DISPLACEMENTS_PX[1::DIRECTIONS].T)
+DIRECTION_VECTORS = BIN_DISPLACEMENTS_PX[1:1 + DIRECTIONS] / RADII_PX[0]
+PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+"""Entries of a symmetric matrix, (3, 3)."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,12 @@ class BlurSolution:
             + (share * spread.T) @ spread
         return replace(self, motion=mean, covariance=covariance)
 
+    def scaled(self, factors: np.ndarray) -> BlurSolution:
+        """Every component of the motion times a factor, (6,), all hills alike."""
+        return replace(self, motion=factors * self.motion,
+                       covariance=np.outer(factors, factors) * self.covariance,
+                       alternatives=tuple(hill.scaled(factors) for hill in self.alternatives))
+
     def given(self, expected: Expectation) -> BlurSolution:
         """Of this and the alternatives, the one that is likeliest with an expectation."""
         hills = (self, *self.alternatives)
@@ -138,74 +153,87 @@ class BlurObjective:
     """
     Log-likelihood of motions given the cells' distributions, with gradients, for many at once.
 
-    :param log_probability: (N, BINS) of N cells
+    :param log_probability: (N, BINS) of N cells, float32
     :param matrix: (N, 2, 6), motion field matrix at the cells' centres, px
     :param cells_per_witness: so many cells count as one independent witness
     """
 
     def __init__(self, log_probability: np.ndarray, matrix: np.ndarray,
                  cells_per_witness: float) -> None:
-        cells = len(log_probability)
-        # rings x directions per cell: ring 0 repeated for all directions, directions wrapped
-        table = np.empty((cells, RINGS + 1, DIRECTIONS + 1), np.float32)
-        table[:, 0] = log_probability[:, :1]
-        table[:, 1:, :-1] = log_probability[:, 1:].reshape(cells, RINGS, DIRECTIONS)
-        table[:, 1:, -1] = table[:, 1:, 0]
-        self._flat = table.ravel()
-        self._base = (np.arange(cells) * ((RINGS + 1) * (DIRECTIONS + 1))).astype(np.int32)
-        self.matrix = matrix.astype(np.float32)
-        self.columns = np.ascontiguousarray(self.matrix.reshape(-1, 6).T)
+        self.log_probability = np.ascontiguousarray(log_probability)
+        self._base = np.arange(len(log_probability)) * BINS
+        self.columns = np.ascontiguousarray(matrix.transpose(1, 2, 0), np.float32)
         self.weight = 1.0 / cells_per_witness
         self.focal_px = float(np.abs(matrix[:, 0, 1]).mean())
 
-    def cell_values(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability of every cell at motions (K, 6), (K, N), and its slope, (K, N, 2)."""
-        flow = (motions.astype(np.float32) @ self.columns).reshape(len(motions), -1, 2)
-        u, v = flow[..., 0], flow[..., 1]
-        radius = np.sqrt(u * u + v * v) + np.float32(1e-6)
-        rho = np.minimum(np.log1p(radius / RADIUS_SCALE_PX) / RHO_STEP, RINGS - 1e-3)
-        theta = np.arctan2(v, u) * (DIRECTIONS / math.pi)
-        theta = np.minimum(np.where(theta < 0, theta + DIRECTIONS, theta), DIRECTIONS - 1e-3)
-        ring, direction = rho.astype(np.int32), theta.astype(np.int32)
-        a, b = rho - ring, theta - direction
-        index = self._base + ring * (DIRECTIONS + 1) + direction
-        v00, v01 = self._flat[index], self._flat[index + 1]
-        v10, v11 = self._flat[index + DIRECTIONS + 1], self._flat[index + DIRECTIONS + 2]
-        low, high = v00 + b * (v01 - v00), v10 + b * (v11 - v10)
-        along = (high - low) / (RHO_STEP * (RADIUS_SCALE_PX + radius) * radius)
-        across = ((v01 - v00) * (1 - a) + (v11 - v10) * a) * (DIRECTIONS / math.pi) \
-            / (radius * radius)
-        slope = np.stack([along * u - across * v, along * v + across * u], axis=-1)
-        return low + a * (high - low), slope
+    def cell_values(self, motions: np.ndarray) -> np.ndarray:
+        """Log-probability of every cell at motions (K, 6), (K, N)."""
+        corners, along, across, _, _ = self._look_up(motions)
+        low, high = corners[:2] + across * (corners[2:] - corners[:2])
+        return low + along * (high - low)
+
+    def _look_up(self, motions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """
+        Find the bins around the displacements at motions (K, 6).
+
+        :returns: log-probabilities at (ring, direction), (ring + 1, direction) and the same of
+            the next direction, (4, K, N); shares of the next ring and direction, (K, N);
+            displacements, (2, K, N), and their lengths, (K, N), px
+        """
+        flow = motions.astype(np.float32) @ self.columns
+        # those of OpenCV take a tenth of the time of numpy's
+        radius, angle = cv2.cartToPolar(*flow)
+        along = np.minimum(cv2.log(1 + radius / RADIUS_SCALE_PX) / RHO_STEP, RINGS - 1e-3)
+        across = np.minimum(angle * (DIRECTIONS / math.pi), 2 * DIRECTIONS - 1e-3)
+        ring, direction = along.astype(np.int32), across.astype(np.int32)
+        corners = CORNERS.take(ring * (2 * DIRECTIONS) + direction, axis=1, mode='clip')
+        corners += self._base
+        return (self.log_probability.ravel().take(corners, mode='clip'), along - ring,
+                across - direction, flow, radius)
+
+    def _ascend(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the cells summed, (K,), and their slopes, (2, K, N)."""
+        corners, along, across, flow, radius = self._look_up(motions)
+        radius += np.float32(1e-6)
+        steps = corners[2:] - corners[:2]
+        low, high = corners[:2] + across * steps
+        rise = high - low
+        turn = (steps[0] + along * (steps[1] - steps[0])) * (DIRECTIONS / math.pi) / radius
+        climb = rise / (RHO_STEP * (RADIUS_SCALE_PX + radius))
+        u, v = flow / radius
+        slope = np.empty_like(flow)
+        np.subtract(climb * u, turn * v, out=slope[0])
+        np.add(climb * v, turn * u, out=slope[1])
+        return (low + along * rise).sum(axis=1), slope
 
     def evaluate(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         Log-posterior of motions (K, 6), up to a constant.
 
-        :returns: value (K,), gradient (K, 6), and the slopes of the cells, (K, N, 2)
+        :returns: value (K,), gradient (K, 6), and the slopes of the cells, (2, K, N)
         """
-        value, slope = self.cell_values(motions)
-        gradient = slope.reshape(len(motions), -1) @ self.columns.T
+        value, slope = self._ascend(motions)
+        gradient = (slope @ self.columns.transpose(0, 2, 1)).sum(axis=0)
         gradient = gradient.astype(float) * self.weight
-        spread = translation_spread(motions, self.focal_px)[:, None]
         translation, turn = motions[:, 3:], motions[:, :3]
         length = (translation ** 2).sum(axis=1, keepdims=True)
-        angle = np.linalg.norm(turn, axis=1, keepdims=True) + 1e-9
-        radius = angle * self.focal_px
-        gradient[:, :3] -= LENGTH_PRIOR * self.focal_px / (RADIUS_SCALE_PX + radius) * turn / angle
+        power = (turn ** 2).sum(axis=1, keepdims=True)
+        spread = translation_spread(motions, self.focal_px)[:, None]
+        angle = np.sqrt(power) + 1e-9
+        scaled = 1.0 + angle * (self.focal_px / RADIUS_SCALE_PX)
+        pull = LENGTH_PRIOR * self.focal_px / RADIUS_SCALE_PX / (scaled * angle)
+        gradient[:, :3] += (length * (TRANSLATION_PRIOR / spread) ** 2 - pull) * turn
         gradient[:, 3:] -= translation / spread
-        gradient[:, :3] += length * (TRANSLATION_PRIOR / spread) ** 2 * motions[:, :3]
-        prior = -0.5 * length / spread - LENGTH_PRIOR * np.log1p(radius / RADIUS_SCALE_PX)
-        return value.sum(axis=1) * self.weight + prior[:, 0], gradient, slope
+        prior = -0.5 * length / spread - LENGTH_PRIOR * np.log(scaled)
+        return value * self.weight + prior[:, 0], gradient, slope
 
     def empirical_information(self, motions: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """Sum of squared scores of the cells, and the prior's share, (K, 6, 6)."""
-        score = slope[..., :1] * self.matrix[:, 0] + slope[..., 1:] * self.matrix[:, 1]
-        information = (score.transpose(0, 2, 1) @ score).astype(float) * self.weight
-        prior = np.zeros_like(information)
-        prior[:, range(3, 6), range(3, 6)] = 1.0 / translation_spread(motions,
-                                                                      self.focal_px)[:, None]
-        return information + prior
+        score = (slope[:, :, None] * self.columns[:, None]).sum(axis=0)
+        information = (score @ score.transpose(0, 2, 1)).astype(float) * self.weight
+        information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
+            motions, self.focal_px)[:, None]
+        return information
 
     def climb(self, motions: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -217,23 +245,25 @@ class BlurObjective:
         best, (value, gradient, slope) = motions, self.evaluate(motions)
         information = self.empirical_information(motions, slope)
         diagonal = np.einsum('kii->ki', information)
-        inverse = np.linalg.inv(information + np.eye(6) * (0.1 * diagonal + 1e-3)[:, None, :])
-        length = np.ones(len(motions))
+        diagonal += 0.1 * diagonal + 1e-3
+        inverse = np.linalg.inv(information)
+        length = np.ones((len(motions), 1))
         for _ in range(iterations):
-            step = length[:, None] * np.einsum('kij,kj->ki', inverse, gradient)
+            step = length * (inverse @ gradient[..., None])[..., 0]
             new_value, new_gradient, _ = self.evaluate(best + step)
-            better = new_value > value
+            better = (new_value > value)[:, None]
             # curvature along the step, learnt from failures too
             change = gradient - new_gradient
-            curvature = np.einsum('ki,ki->k', step, change)
-            learn = curvature > 1e-9
-            rho = np.where(learn, 1.0 / np.where(learn, curvature, 1.0), 0.0)
-            left = np.eye(6) - rho[:, None, None] * step[:, :, None] * change[:, None, :]
-            inverse = left @ inverse @ left.transpose(0, 2, 1) \
-                + rho[:, None, None] * step[:, :, None] * step[:, None, :]
-            best = np.where(better[:, None], best + step, best)
-            value = np.where(better, new_value, value)
-            gradient = np.where(better[:, None], new_gradient, gradient)
+            curvature = (step * change).sum(axis=1)
+            rho = np.where(curvature > 1e-9, 1.0 / np.maximum(curvature, 1e-9), 0.0)[:, None]
+            turned = (inverse @ change[..., None])[..., 0]
+            along = rho * (0.5 * (1.0 + rho * (turned * change).sum(axis=1, keepdims=True)) * step
+                           - turned)
+            product = along[:, :, None] * step[:, None, :]
+            inverse = inverse + product + product.transpose(0, 2, 1)
+            best = np.where(better, best + step, best)
+            value = np.where(better[:, 0], new_value, value)
+            gradient = np.where(better, new_gradient, gradient)
             length = np.where(better, np.minimum(1.0, length * 2), length * 0.4)
         return best, value
 
@@ -244,41 +274,97 @@ def translation_spread(motions: np.ndarray, focal_px: float) -> np.ndarray:
         + (TRANSLATION_PRIOR_FLOOR_PX / focal_px) ** 2
 
 
-def lifted_start(probability: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _corners() -> np.ndarray:
     """
-    Rotation whose squared motion field fits the cells' mean squared displacements best.
+    Bins around displacements of each ring and direction, all round, (4, RINGS * 2 * DIRECTIONS).
 
-    The products uu - vv and 2uv of a rotation's flow are linear in w w^T; its leading
-    eigenvector gives w up to sign.
-
-    :param probability: (N, BINS)
-    :param matrix: (N, 2, 6), px
-    :returns: (3,) w T, rad
+    They are the inner and the outer one, and the same of the next direction.
     """
-    u, v = BIN_DISPLACEMENTS_PX.T
-    radius = np.maximum(np.hypot(u, v), 1e-6)
-    moments = probability @ np.stack([(u * u - v * v) / radius, 2 * u * v / radius, radius], 1)
-    coherent = np.hypot(moments[:, 0], moments[:, 1])
-    confidence = coherent / (moments[:, 2] + 1.0)
-    a, b = matrix[:, 0, :3], matrix[:, 1, :3]
-    pairs = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
-    double = [1.0 if i == j else 2.0 for i, j in pairs]
-    difference = np.stack([s * (a[:, i] * a[:, j] - b[:, i] * b[:, j])
-                           for s, (i, j) in zip(double, pairs)], -1)
-    product = np.stack([s * (a[:, i] * b[:, j] + a[:, j] * b[:, i])
-                        for s, (i, j) in zip(double, pairs)], -1)
-    total = np.stack([s * (a[:, i] * a[:, j] + b[:, i] * b[:, j])
-                      for s, (i, j) in zip(double, pairs)], -1)
-    weight = (confidence / (moments[:, 2] + 1.0))[:, None]
-    rows = np.concatenate([difference * weight, product * weight, total * weight])
-    values = np.concatenate([moments[:, 0] * moments[:, 2], moments[:, 1] * moments[:, 2],
-                             moments[:, 2] ** 2]) * np.tile(weight[:, 0], 3)
-    solution = np.linalg.lstsq(rows, values, rcond=None)[0]
-    lifted = np.zeros((3, 3))
-    for entry, (i, j) in zip(solution, pairs):
-        lifted[i, j] = lifted[j, i] = entry
-    eigenvalues, eigenvectors = np.linalg.eigh(lifted)
-    return eigenvectors[:, -1] * math.sqrt(max(eigenvalues[-1], 0.0))
+    radius, angle = np.meshgrid(
+        RADIUS_SCALE_PX * np.expm1(RHO_STEP * (np.arange(RINGS) + 0.5)),
+        (np.arange(2 * DIRECTIONS) + 0.5) * (math.pi / DIRECTIONS), indexing='ij')
+    inside = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    bins, _ = interpolation(torch.from_numpy(inside.reshape(-1, 2)))
+    return np.ascontiguousarray(bins.numpy().T[[0, 2, 1, 3]])
+
+
+CORNERS = _corners()
+
+
+class CellMoments:
+    """
+    Mean displacements that cells tell, each direction by itself.
+
+    :param log_probability: (N, BINS)
+    """
+
+    def __init__(self, log_probability: np.ndarray) -> None:
+        polar = cv2.exp(log_probability)[:, 1:].reshape(-1, RINGS, DIRECTIONS)
+        sums = np.stack([RADII_PX, RADII_PX ** 2]) @ polar
+        self.lengths_px = sums[:, 0]
+        """Share of each direction times its mean length, (N, DIRECTIONS)."""
+        cosine, sine = DIRECTION_VECTORS.T
+        self.second_px2 = sums[:, 1] @ np.stack([cosine ** 2, sine ** 2, cosine * sine], axis=1)
+        """Means of uu, vv and uv, (N, 3)."""
+
+
+class Survey:
+    """
+    What the search for a motion needs again for every image of one camera.
+
+    :param turn_matrix: (N, 2, 3), motion field matrix of rotations, px
+    """
+
+    def __init__(self, turn_matrix: np.ndarray) -> None:
+        focal_px = float(np.abs(turn_matrix[:, 0, 1]).mean())
+        self.scan = _scan(focal_px)
+        flow_px = np.einsum('nij,kj->kni', turn_matrix, self.scan[:, :3])
+        bins, weights = interpolation(torch.from_numpy(flow_px))
+        columns = bins + BINS * torch.arange(len(turn_matrix))[:, None]
+        row_ends = np.arange(len(self.scan) + 1) * (4 * len(turn_matrix))
+        self._look_up = csr_array(
+            (weights.flatten().numpy().astype(np.float32), columns.flatten().numpy(), row_ends),
+            shape=(len(self.scan), BINS * len(turn_matrix)))
+        a, b = turn_matrix[:, 0], turn_matrix[:, 1]
+
+        def rows(form: Callable[[int, int], np.ndarray]) -> np.ndarray:
+            return np.stack([form(i, j) * (1.0 if i == j else 2.0) for i, j in PAIRS], axis=-1)
+
+        self._lifted = np.stack([rows(lambda i, j: a[:, i] * a[:, j] - b[:, i] * b[:, j]),
+                                 rows(lambda i, j: a[:, i] * b[:, j] + a[:, j] * b[:, i]),
+                                 rows(lambda i, j: a[:, i] * a[:, j] + b[:, i] * b[:, j])])
+
+    def likelihoods(self, log_probability: np.ndarray) -> np.ndarray:
+        """Log-probability, summed over cells (N, BINS), of the motions of the scan, (K,)."""
+        return self._look_up @ log_probability.ravel()
+
+    def lifted_start(self, moments: CellMoments) -> np.ndarray:
+        """
+        Rotation whose squared motion field fits the cells' mean squared displacements best.
+
+        The products uu - vv, 2uv and uu + vv of a rotation's flow are linear in w w^T; its
+        leading eigenvector gives w up to sign.
+
+        :returns: (3,) w T, rad
+        """
+        cosine, sine = DIRECTION_VECTORS.T
+        turned = np.stack([cosine ** 2 - sine ** 2, 2 * cosine * sine, np.ones(DIRECTIONS)])
+        means = turned @ moments.lengths_px.T
+        weight = np.hypot(means[0], means[1]) / (means[2] + 1.0) ** 2
+        rows = (self._lifted * weight[:, None]).reshape(-1, len(PAIRS))
+        values = (means * (means[2] * weight)).ravel()
+        solution = np.linalg.lstsq(rows, values, rcond=None)[0]
+        lifted = np.zeros((3, 3))
+        for entry, (i, j) in zip(solution, PAIRS):
+            lifted[i, j] = lifted[j, i] = entry
+        eigenvalues, eigenvectors = np.linalg.eigh(lifted)
+        return eigenvectors[:, -1] * math.sqrt(max(eigenvalues[-1], 0.0))
+
+
+@lru_cache(maxsize=8)
+def _survey(turn_matrix: bytes) -> Survey:
+    """Keep the survey of each camera; measured depth changes no rotation's share of the matrix."""
+    return Survey(np.frombuffer(turn_matrix).reshape(-1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -309,44 +395,38 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     :returns: the motion up to sign, with its covariance
     """
     # every other row and column is enough to find the right hill
-    sparse_logs = log_probability[::2, ::2].reshape(-1, BINS)
-    sparse_probability = np.exp(sparse_logs)
+    sparse_logs = np.ascontiguousarray(log_probability[::2, ::2]).reshape(-1, BINS)
     sparse_matrix = matrix[::2, ::2].reshape(-1, 2, 6)
     sparse = BlurObjective(sparse_logs, sparse_matrix, CELLS_PER_WITNESS / SPARSE)
-    scan = _scan(sparse.focal_px)
-    likelihoods = sparse.cell_values(scan)[0].sum(axis=1) * sparse.weight
-    starts = np.concatenate([scan[np.argsort(-likelihoods)[:SCAN_STARTS]],
-                             _starts(sparse_probability, sparse_matrix, sparse.focal_px),
+    survey = _survey(np.asarray(sparse_matrix[..., :3], float).tobytes())
+    moments = CellMoments(sparse_logs)
+    likelihoods = survey.likelihoods(sparse_logs) * sparse.weight
+    starts = np.concatenate([survey.scan[np.argsort(-likelihoods)[:SCAN_STARTS]],
+                             _starts(survey.lifted_start(moments), sparse.focal_px),
                              *([] if start is None else [start[None]])])
     found, heights = sparse.climb(starts, COARSE_ITERATIONS)
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
     peaks, heights = objective.climb(_distinct(found[np.argsort(-heights)]), FINE_ITERATIONS)
-    ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
-
-    def solution(mode: Mode) -> BlurSolution:
-        value = objective.cell_values(mode.motion[None])[0][0]
-        gain = max(float(value.sum()) * objective.weight - ignorance, 0.0)
-        covariance = spread_covariance(sparse_probability, sparse_matrix, mode.motion, sparse)
-        covariance += mode.length_variance * np.outer(mode.motion, mode.motion)
-        return BlurSolution(
-            mode.motion, covariance, float(value.mean()),
-            float(-np.expm1(-gain / INFORMATION_NATS)),
-            float(np.mean(value > log_probability.max(axis=1) - 3.0)),
-            float(np.median(np.linalg.norm(objective.matrix @ mode.motion, axis=1))),
-            translation_spread=float(translation_spread(mode.motion[None], objective.focal_px)[0]),
-            log_posterior=mode.height)
-
     order = np.argsort(-heights)
     peaks, heights = peaks[order], heights[order]
     if judge is None:
         modes = [Mode(motion, float(height), 0.0) for motion, height in zip(peaks, heights)]
     else:
-        scaled = LENGTH_RATIOS[:, None] * peaks[:, None]
-        profiles = np.stack([sparse.cell_values(each)[0].sum(axis=1) for each in scaled])
+        scaled = (LENGTH_RATIOS[:, None] * peaks[:, None]).reshape(-1, 6)
+        profiles = sparse.cell_values(scaled).sum(axis=1).reshape(len(peaks), -1)
         modes = _modes(peaks, judge(Hills(peaks, heights, profiles * sparse.weight)))
-    best, *others = (solution(mode) for mode in modes)
-    return replace(best, alternatives=tuple(others))
+
+    ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
+    solutions = []
+    for mode, found, likelihood in zip(modes, *_solutions(
+            objective, np.stack([mode.motion for mode in modes]), moments, sparse_matrix, SPARSE)):
+        gain = max(likelihood - ignorance, 0.0)
+        uncertain = mode.length_variance * np.outer(mode.motion, mode.motion)
+        solutions.append(replace(found, covariance=found.covariance + uncertain,
+                                 information=float(-np.expm1(-gain / INFORMATION_NATS)),
+                                 log_posterior=mode.height))
+    return replace(solutions[0], alternatives=tuple(solutions[1:]))
 
 
 def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
@@ -363,17 +443,30 @@ def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
     # as much against the prior as the whole image would have, lest it shorten every blur
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
     found, heights = objective.climb(starts, NEAR_ITERATIONS)
-    probability = np.exp(log_probability)
-    solutions = []
-    for motion in _distinct(found[np.argsort(-heights)]):
-        value = objective.cell_values(motion[None])[0][0]
-        solutions.append(BlurSolution(
-            motion, spread_covariance(probability, matrix, motion, objective, 1.0),
-            float(value.mean()), 0.0,
-            float(np.mean(value > log_probability.max(axis=1) - 3.0)),
-            float(np.median(np.linalg.norm(objective.matrix @ motion, axis=1))),
-            log_posterior=float(value.sum()) / CELLS_PER_WITNESS))
-    return solutions
+    motions = _distinct(found[np.argsort(-heights)])
+    solutions, _ = _solutions(objective, motions, CellMoments(log_probability), matrix, 1.0)
+    return [replace(solution, log_posterior=solution.log_likelihood * len(matrix)
+                    / CELLS_PER_WITNESS) for solution in solutions]
+
+
+def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMoments,
+               matrix: np.ndarray, thinning: float) -> tuple[list[BlurSolution], np.ndarray]:
+    """
+    Describe motions (K, 6).
+
+    :param moments, matrix: of one cell in so many as `thinning` tells
+    :returns: solutions without their information and posterior, and their log-likelihoods, (K,)
+    """
+    values = objective.cell_values(motions)
+    inliers = values > objective.log_probability.max(axis=1) - 3.0
+    u, v = motions.astype(np.float32) @ objective.columns
+    extents_px = np.median(np.sqrt(u * u + v * v), axis=1)
+    covariances = spread_covariances(moments, matrix, motions, extents_px, objective.focal_px,
+                                     thinning)
+    described = zip(motions, covariances, values.mean(axis=1).tolist(), itertools.repeat(0.0),
+                    inliers.mean(axis=1).tolist(), extents_px.tolist(), itertools.repeat(None),
+                    translation_spread(motions, objective.focal_px).tolist())
+    return [BlurSolution(*each) for each in described], values.sum(axis=1) * objective.weight
 
 
 @dataclass(frozen=True)
@@ -396,17 +489,18 @@ def _modes(motions: np.ndarray, log_probability: np.ndarray) -> list[Mode]:
     :param log_probability: (K, C), of each at LENGTH_RATIOS[CHOICES]
     """
     logarithms = np.log(LENGTH_RATIOS[CHOICES])
+    around = np.pad(log_probability, ((0, 0), (1, 1)), constant_values=-np.inf)
+    peaks = (log_probability >= around[:, :-2]) & (log_probability > around[:, 2:])
     modes = []
-    for motion, row in zip(motions, log_probability):
-        around = np.pad(row, 1, constant_values=-np.inf)
-        for peak in np.flatnonzero((row >= around[:-2]) & (row > around[2:])):
-            near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
-            weight = np.exp(row[near] - row[peak])
-            total = weight.sum()
-            mean = float(weight @ logarithms[near] / total)
-            variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
-            modes.append(Mode(motion * math.exp(mean), float(row[peak] + np.log(total)),
-                              variance))
+    for hill, peak in np.argwhere(peaks):
+        near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
+        row = log_probability[hill]
+        weight = np.exp(row[near] - row[peak])
+        total = weight.sum()
+        mean = float(weight @ logarithms[near] / total)
+        variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
+        modes.append(Mode(motions[hill] * math.exp(mean), float(row[peak] + np.log(total)),
+                          variance))
     return sorted(modes, key=lambda mode: -mode.height)[:MODES]
 
 
@@ -423,7 +517,6 @@ def _distinct(motions: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-@lru_cache(maxsize=8)
 def _scan(focal_px: float) -> np.ndarray:
     """Pans of all directions and lengths, with and without roll, (K, 6)."""
     length, angle, roll = np.meshgrid(
@@ -433,34 +526,43 @@ def _scan(focal_px: float) -> np.ndarray:
     return np.pad(rotation.reshape(-1, 3), ((0, 0), (0, 3)))
 
 
-def _starts(probability: np.ndarray, matrix: np.ndarray, focal_px: float) -> np.ndarray:
+def _starts(lifted: np.ndarray, focal_px: float) -> np.ndarray:
     """Further motions (K, 6) to start from: fitted to the mean squares, and almost none."""
-    lifted = lifted_start(probability, matrix)
-    rotations = [lifted, 0.6 * lifted, 1.6 * lifted, np.full(3, 1.0 / focal_px)]
-    return np.pad(np.array(rotations), ((0, 0), (0, 3)))
+    starts = np.zeros((4, 6))
+    starts[:3, :3] = np.array([[1.0], [0.6], [1.6]]) * lifted
+    starts[3, :3] = 1.0 / focal_px
+    return starts
 
 
-def spread_covariance(probability: np.ndarray, matrix: np.ndarray, motion: np.ndarray,
-                      objective: BlurObjective, thinning: float = SPARSE) -> np.ndarray:
-    """Inverse information: each cell's own spread around the solution, witnesses counted once."""
-    flow = (matrix @ motion).astype(np.float32)
-    facing = np.sign(flow @ BIN_DISPLACEMENTS_PX.T)
-    # moments of the bins, each turned to the side of the solution
-    u, v = BIN_DISPLACEMENTS_PX.T
-    first = (probability * facing) @ BIN_DISPLACEMENTS_PX
-    second = probability @ np.stack([u * u, v * v, u * v], axis=1)
-    uu = second[:, 0] - 2 * first[:, 0] * flow[:, 0] + flow[:, 0] ** 2 + 0.1
-    vv = second[:, 1] - 2 * first[:, 1] * flow[:, 1] + flow[:, 1] ** 2 + 0.1
-    uv = second[:, 2] - first[:, 0] * flow[:, 1] - first[:, 1] * flow[:, 0] \
-        + flow[:, 0] * flow[:, 1]
-    inverse = np.stack([np.stack([vv, -uv], -1), np.stack([-uv, uu], -1)], -2) \
-        / (uu * vv - uv * uv)[:, None, None]
-    information = np.einsum('nai,nab,nbj->ij', matrix, inverse, matrix, optimize=True)
-    information = information.astype(float) * thinning / CELLS_PER_ERROR
-    information[3:, 3:] += np.eye(3) / translation_spread(motion[None], objective.focal_px)[0]
+def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.ndarray,
+                       extents_px: np.ndarray, focal_px: float, thinning: float) -> np.ndarray:
+    """
+    Inverse information: each cell's own spread around a motion, witnesses counted once.
+
+    :param moments: of N cells
+    :param matrix: (N, 2, 6), px
+    :param motions: (K, 6)
+    :param extents_px: (K,), median displacements
+    :returns: (K, 6, 6)
+    """
+    columns = matrix.transpose(1, 2, 0)
+    flow = motions @ columns
+    # each direction turned to the side of the motion
+    facing = np.sign(flow.astype(np.float32).transpose(1, 2, 0) @ DIRECTION_VECTORS.T)
+    first = (facing * moments.lengths_px) @ DIRECTION_VECTORS
+    u, v = flow
+    uu = moments.second_px2[:, 0] - 2 * first[..., 0] * u + u ** 2 + 0.1
+    vv = moments.second_px2[:, 1] - 2 * first[..., 1] * v + v ** 2 + 0.1
+    uv = moments.second_px2[:, 2] - first[..., 0] * v - first[..., 1] * u + u * v
+    precision = np.stack([vv, -uv, uu]) / (uu * vv - uv * uv)
+    along, mixed, across = precision[:, :, None]
+    information = (along * columns[0] + mixed * columns[1]) @ columns[0].T \
+        + (mixed * columns[0] + across * columns[1]) @ columns[1].T
+    information *= thinning / CELLS_PER_ERROR
+    information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
+        motions, focal_px)[:, None]
     covariance = np.linalg.inv(information)
-    extent_px = float(np.median(np.linalg.norm(flow, axis=1)))
-    shared_px = SHARED_ERROR_PX ** 2 \
-        + (SHORT_ERROR_PX * math.exp(-(extent_px / SHORT_PX) ** 2)) ** 2
-    covariance[:3, :3] += np.eye(3) * shared_px / objective.focal_px ** 2
+    shared_px2 = SHARED_ERROR_PX ** 2 \
+        + (SHORT_ERROR_PX * np.exp(-(extents_px / SHORT_PX) ** 2)) ** 2
+    covariance[:, range(3), range(3)] += shared_px2[:, None] / focal_px ** 2
     return covariance

@@ -74,7 +74,7 @@ class Distributions:
 
     def __init__(self, network: DisplacementNetwork, device: str) -> None:
         self._device = device
-        self._critic = copy.deepcopy(network.critic).to('cpu')
+        self._critic = copy.deepcopy(network.critic).to('cpu').traced()
         network = network.fused().to(device, memory_format=torch.channels_last)
         half = device == 'cuda' or _cpu_computes_bfloat16()
         distributions = CellDistributions(network, half)
