@@ -64,6 +64,7 @@ class SmoothedStream:
         if np.trace(covariance[RATE, RATE]) >= 3 * MAX_SPEED_STD_RAD_S ** 2:
             return estimate
         return replace(
-            with_twist(estimate, mean, last.variance_factor * covariance, depth), sign_resolved=True,
+            with_twist(estimate, mean, last.variance_factor * covariance, depth),
+            sign_resolved=True,
             status=EstimateStatus.OK if estimate.status is EstimateStatus.OK
             else EstimateStatus.PREDICTED)

@@ -66,6 +66,11 @@ class Architecture(Protocol):
         """Find motions that a band of rows tells, px, near starts (K, 6)."""
 
 
+ROLL_READ = 0.93
+"""A roll as networks trained on crops read it, relative to pans; on simulated rooms."""
+TO_MOTION = np.array([1.0, 1.0, 1.0 / ROLL_READ, 1.0, 1.0, 1.0])
+
+
 class Distributions:
     """Distributions of displacements per cell of a gray image, and maximum a posteriori."""
 
@@ -102,7 +107,8 @@ class Distributions:
                 logits = self._critic(features[None])[0]
                 return logits.flatten().log_softmax(dim=0).view_as(logits).numpy()
 
-        return solve_blur(log_probability, matrix, start, judge)
+        read = None if start is None else start / TO_MOTION
+        return solve_blur(log_probability, matrix, read, judge).scaled(TO_MOTION)
 
     def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
                    starts: np.ndarray) -> list[BlurSolution]:
@@ -111,7 +117,9 @@ class Distributions:
         inside = (centres_px >= rows.start) & (centres_px < rows.stop)
         if not inside.any():
             inside[np.abs(centres_px - 0.5 * (rows.start + rows.stop)).argmin()] = True
-        return solve_near(output[1][inside], matrix[inside], starts, float(inside.mean()))
+        found = solve_near(output[1][inside], matrix[inside], starts / TO_MOTION,
+                           float(inside.mean()))
+        return [solution.scaled(TO_MOTION) for solution in found]
 
 
 class Reference:
