@@ -209,7 +209,7 @@ def test_losses_of_each_stage_vanish_at_the_truth_of_either_sign(stage, parts):
 def test_pose_loss_alone_leads_to_the_motion():
     config = TrainingConfig(**SMALL, flow_weight=0.0, depth_weight=0.0, pose_weight=1000.0)
     factory = DenseFactory(config, None, held_out=True)
-    batch = factory.collate([factory.crop(index) for index in (2, 3)])
+    batch = factory.collate([factory.crop(index) for index in (4, 5)])
     torch.manual_seed(0)
     fields = Fields(torch.randn(batch[1].shape), batch[2])
     optimizer = torch.optim.Adam([fields.flow], lr=0.1)
@@ -221,7 +221,7 @@ def test_pose_loss_alone_leads_to_the_motion():
         optimizer.step()
         losses.append(loss.item())
     at_rest = DenseObjective(config).losses(Fields(0 * batch[1], batch[2]), batch, seed=0)['pose']
-    assert losses[-1] < 0.01 * losses[0] and losses[-1] < 0.5 * at_rest
+    assert losses[-1] < 0.03 * losses[0] and losses[-1] < 0.2 * at_rest
 
 
 def test_recipes_are_the_papers():
