@@ -161,11 +161,17 @@ def test_crops_depend_on_seed_and_number_alone():
 
 def test_batches_go_on_where_they_are_told_to():
     config = TrainingConfig(crops=24, **TINY)
-    gray, field, motion = list(CropBatches(config, None, start=0))[2]
+    batch = list(CropBatches(config, None, start=0))[2]
+    gray, field, motion, flow_px = batch
     (resumed,) = CropBatches(config, None, start=16)
     assert gray.shape == (8, 1, 64, 64) and gray.dtype == torch.uint8
     assert field.shape == (8, 8, 8, 2, 6) and motion.shape == (8, 6)
-    for tensor, again in zip((gray, field, motion), resumed):
+    assert flow_px.shape == (8, 8, 8, 2)
+    for tensor, again in zip(batch, resumed):
+        assert torch.equal(tensor, again)
+    factory = CropFactory(config, None, held_out=False)
+    (plans,) = CropBatches(config, None, start=16, finished=False)
+    for tensor, again in zip(batch, factory.collate(factory.finish(plans))):
         assert torch.equal(tensor, again)
 
 
@@ -299,13 +305,13 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training.train import train
 folder, settings = Path(sys.argv[1]), eval(sys.argv[2])
-crop = dataset.CropFactory.crop
+plan = dataset.CropFactory.plan
 def noted(factory, index):
     if factory.seed == 2:  # not those held out
         with (folder / f'crops_{os.environ["RANK"]}').open('a') as file:
             file.write(f'{index}\\n')
-    return crop(factory, index)
-dataset.CropFactory.crop = noted
+    return plan(factory, index)
+dataset.CropFactory.plan = noted
 train(TrainingConfig(**settings), folder / 'run', max_minutes=0.0)
 """
 
@@ -324,9 +330,9 @@ def test_two_processes_share_the_crops_and_one_goes_on_without_them(tmp_path, mo
     assert read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['crops'] == 8
     assert len((tmp_path / 'run' / 'log.csv').read_text().splitlines()) == 1
 
-    seen, crop = [], CropFactory.crop
-    monkeypatch.setattr(CropFactory, 'crop', lambda factory, index: (
-        seen.append(index) if factory.seed == 2 else None, crop(factory, index))[1])
+    seen, plan = [], CropFactory.plan
+    monkeypatch.setattr(CropFactory, 'plan', lambda factory, index: (
+        seen.append(index) if factory.seed == 2 else None, plan(factory, index))[1])
     train(TrainingConfig(**settings), tmp_path / 'run')
     assert seen == list(range(8, 24))
     assert read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['crops'] == 24

@@ -13,14 +13,15 @@ KEYFRAMES = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument('output', type=Path, metavar='DIR',
-                        help='folder to write; must not exist, but keyframes are added to')
+                        help='folder to write; must not exist, but keyframes are added to, and a '
+                             'validation set that was cut off goes on')
     parser.add_argument('--preset', choices=('recording', 'validation', 'keyframes'),
                         default='recording',
                         help='a shaken camera in a room (default), the fixed validation set, or '
                              'views of rooms with depth, to train on')
     parser.add_argument('--assets', type=Path, metavar='ASSETS',
-                        help='photographs and panoramas for the validation set, or meshes '
-                             '(scene.npz) of rooms for keyframes')
+                        help='meshes (scene.npz) of rooms for keyframes; for the validation set '
+                             'also photographs and panoramas')
     parser.add_argument('--images', type=int, metavar='N',
                         help='how many: the first N of the validation set (default: all), or '
                              f'keyframes (default: {KEYFRAMES})')
@@ -35,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.preset == 'validation':
         from image_as_imu_ros.synthesis.validation import IMAGES, write_validation
         if arguments.assets is None:
-            raise ConfigError('the validation set shows photographs: give their folder, --assets')
+            raise ConfigError('the validation set shows photographs, panoramas and a room: '
+                              'give their folder, --assets')
         images = IMAGES if arguments.images is None else arguments.images
         write_validation(arguments.output, arguments.assets, images)
         print(f'{arguments.output}: {images} images; score them with: '
