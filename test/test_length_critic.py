@@ -134,7 +134,8 @@ def test_solver_takes_the_length_that_the_judge_chooses():
 
 
 def test_hill_at_rest_is_judged_too(sharp):
-    hills = Hills(np.array([MOTIONS[0], [0.0] * 6]), np.zeros(2), np.zeros((2, len(LENGTH_RATIOS))))
+    motions = np.array([MOTIONS[0], [0.0] * 6])
+    hills = Hills(motions, np.zeros(2), np.zeros((2, len(LENGTH_RATIOS))))
     assert np.isfinite(hill_features(sharp, MATRIX, hills)).all()
 
 
