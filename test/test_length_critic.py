@@ -133,6 +133,12 @@ def test_solver_takes_the_length_that_the_judge_chooses():
     assert judged.log_posterior > judged.alternatives[0].log_posterior
 
 
+def test_hill_at_rest_is_judged_too(sharp):
+    motions = np.array([MOTIONS[0], [0.0] * 6])
+    hills = Hills(motions, np.zeros(2), np.zeros((2, len(LENGTH_RATIOS))))
+    assert np.isfinite(hill_features(sharp, MATRIX, hills)).all()
+
+
 def test_fit_learns_which_hill_is_right():
     torch.manual_seed(0)
     rng = np.random.default_rng(1)

@@ -49,11 +49,11 @@ SCAN_LENGTHS_PX = (2.0, 5.0, 10.0, 18.0, 30.0, 48.0)
 SCAN_DIRECTIONS = 12
 SCAN_ROLLS = (-1.5, 0.0, 1.5)
 """Rolls beside the pans of the scan, relative to them."""
-SCAN_STARTS = 3
+SCAN_STARTS = 4
 INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
-COARSE_ITERATIONS = 8
-FINE_ITERATIONS = 1
+COARSE_ITERATIONS = 7
+FINE_ITERATIONS = 2
 NEAR_ITERATIONS = 8
 SPARSE = 4
 """Every other row and column."""

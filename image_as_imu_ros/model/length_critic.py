@@ -172,7 +172,7 @@ def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills) -> np.nda
     flows_px = (hills.motions @ matrix.reshape(-1, 6).T).reshape(len(hills.motions), -1, 2)
     flows_px = flows_px[:, looked_at]
     lengths_px = np.linalg.norm(flows_px, axis=-1)
-    medians_px = np.median(lengths_px, axis=1)
+    medians_px = np.median(lengths_px, axis=1) + 1e-6  # a hill may be exactly at rest
     features = np.empty((len(flows_px), CHANNELS, len(LENGTH_RATIOS)), np.float32)
     # far worse than the best is just that
     features[:, STEERED] = np.maximum(hills.profiles - hills.profiles.max(), -30.0)
