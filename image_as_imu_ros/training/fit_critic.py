@@ -22,8 +22,9 @@ from image_as_imu_ros.geometry.blur_solver import (
     Hills,
     solve_blur,
 )
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import CHANNELS, LengthCritic, hill_features
-from image_as_imu_ros.model.network import CellDistributions, CompactNetwork
+from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
 from image_as_imu_ros.synthesis.blur import Sample
 from image_as_imu_ros.training.dataset import CropFactory
 
@@ -47,8 +48,7 @@ def judged_hills(distributions: CellDistributions,
     """
     image = sample.gray.astype(np.float32) / 255.0
     # the solver knows of no depth: one distance for all cells
-    matrix = sample.field.copy()
-    matrix[..., 3:] *= (-sample.intrinsics.fx_px / matrix[..., 0, 3])[..., None, None]
+    matrix = motion_field_matrix(pixel_grid(WIDTH_PX, HEIGHT_PX, STRIDE_PX), sample.intrinsics)
     features = np.zeros((FINALISTS, CHANNELS, len(LENGTH_RATIOS)), np.float32)
     errors = np.full((FINALISTS, len(LENGTH_RATIOS[CHOICES])), NOT_A_HILL, np.float32)
 
