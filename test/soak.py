@@ -644,6 +644,8 @@ def main() -> int:
                             metavar='N', help=f'default: {default}')
     parser.add_argument('--output', type=Path, default=Path('results/soak.json'), metavar='FILE')
     arguments = parser.parse_args()
+    # another camera on the same machine would be counted
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     values = vars(arguments)
     output = values.pop('output')
     plan = Plan(**values)
