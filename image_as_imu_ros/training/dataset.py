@@ -70,11 +70,12 @@ class CropFactory:
     :param held_out: draw from the validation share of photographs and keyframes, and other seeds
     :param keyframes: folder of views of rooms, as `mesh_rooms.write_keyframes` makes; None trains
         on flat scenes alone
+    :param stride_px: of the cells of the motion field
     """
 
     def __init__(self, config: TrainingConfig, assets: Path | None, held_out: bool,
-                 keyframes: Path | None = None) -> None:
-        self.config = config
+                 keyframes: Path | None = None, stride_px: int = STRIDE_PX) -> None:
+        self.config, self.stride_px = config, stride_px
         self.seed = 2 * config.seed + held_out
         self.photographs = load_textures(assets, held_out) if assets else []
         self.drawing = lru_cache(maxsize=16)(self._drawing)
@@ -106,7 +107,7 @@ class CropFactory:
             return self._crop_of_room(rng, self.keyframe(number))
         texture = self.texture(rng, index)
         camera = sample_camera(rng, self.config.width, self.config.height)
-        return render(rng, texture, camera, sample_motion(rng, camera.fx_px), STRIDE_PX)
+        return render(rng, texture, camera, sample_motion(rng, camera.fx_px), self.stride_px)
 
     def _crop_of_room(self, rng: np.random.Generator, keyframe: rooms.Keyframe) -> Sample:
         camera = sample_camera(rng, self.config.width, self.config.height)
@@ -114,7 +115,7 @@ class CropFactory:
         focal_px = keyframe.camera.fx_px / OVERSAMPLING
         camera = replace(camera, fx_px=focal_px, fy_px=focal_px * camera.fy_px / camera.fx_px)
         motion = sample_motion(rng, focal_px)
-        return rooms.render(rng, keyframe, camera, motion, STRIDE_PX)
+        return rooms.render(rng, keyframe, camera, motion, self.stride_px)
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
