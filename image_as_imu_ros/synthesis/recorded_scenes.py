@@ -173,7 +173,7 @@ class RecordedScenes:
         exposures = []
         for number, folder in enumerate(tqdm(self._folders, 'opening', unit='recording')):
             try:
-                exposures += [(number, first) for first in self._exposures(number)]
+                exposures += [(number, first) for first in self._exposures(number).tolist()]
             except DataFormatError as error:
                 if len(self._folders) == 1:
                     raise

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from image_as_imu_ros.config import TrainingConfig
-from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.errors import ConfigError, DataFormatError
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.network import STRIDE_PX
@@ -29,6 +29,8 @@ from image_as_imu_ros.synthesis.blur import (
     sample_camera,
     sample_motion,
 )
+from image_as_imu_ros.synthesis.labelled_image import LabelledImage
+from image_as_imu_ros.synthesis.shards import Shards
 from image_as_imu_ros.synthesis.textures import (
     HELD_OUT_EVERY,
     load_textures,
@@ -46,7 +48,7 @@ MAX_MEAN_FLOW_PX = 30.0
 DISTANCE_RANGE_M = (0.5, 6.0)
 """Of the plane; even on a logarithmic scale."""
 HELD_OUT_SHARE = 0.125
-"""Of each recording, at its end."""
+"""Of each recording, or of a dataset in shards, at its end."""
 
 Batch = tuple[Tensor, ...]
 
@@ -188,12 +190,15 @@ class LabelledFactory:
 
     def __init__(self, config: TrainingConfig, folders: tuple[Path, ...], held_out: bool) -> None:
         self.seed, self.held_out = config.seed, held_out
-        self.files: list[Path] = []
+        self.files: list[Any] = []
         for folder in folders:
-            files = label_files(folder)
-            first_held_out = len(files) - max(1, round(HELD_OUT_SHARE * len(files)))
-            self.files += files[first_held_out:] if held_out else files[:first_held_out]
+            self._take_share(label_files(folder))
         self.order = lru_cache(maxsize=2)(self._order)
+
+    def _take_share(self, files: list[Any]) -> None:
+        """Add those that are held out, or the others."""
+        first_held_out = len(files) - max(1, round(HELD_OUT_SHARE * len(files)))
+        self.files += files[first_held_out:] if self.held_out else files[:first_held_out]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -204,14 +209,85 @@ class LabelledFactory:
             return np.arange(len(self.files))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.files))
 
+    def file(self, index: int) -> Any:
+        """What image `index` is read from, counted over all passes."""
+        epoch, place = divmod(index, len(self.files))
+        return self.files[self.order(epoch)[place]]
+
     def crop(self, index: int) -> DenseSample:
         """Read image `index`, counted over all passes."""
-        epoch, place = divmod(index, len(self.files))
-        sample = read_label(self.files[self.order(epoch)[place]])
+        return self.augmented(read_label(self.file(index)), index)
+
+    def augmented(self, sample: DenseSample, index: int) -> DenseSample:
+        """Change an image that is not held out as another camera might."""
         if self.held_out:
             return sample
         rng = np.random.default_rng([self.seed, 0, index])
         return replace(sample, rgb=augment(rng, sample.rgb))
+
+
+class ShardFactory(LabelledFactory):
+    """
+    Images of a dataset in shards, pass after pass, each in an order of its own.
+
+    :param folder: as `image-as-imu synthesize --format webdataset` leaves it
+    :param held_out: the end of the dataset, in order and not augmented
+    :raises DataFormatError: if it holds fewer than two images
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, held_out: bool) -> None:
+        super().__init__(config, (), held_out)
+        self.config, self.shards = config, Shards(folder)
+        if len(self.shards) < 2:
+            raise DataFormatError(f'{folder} holds one image; at least 2 are needed, one to train '
+                                  'on and one to validate')
+        self._take_share(list(range(len(self.shards))))
+        self.dense = is_dense(config)
+        self.collate = collate_dense if self.dense else CropFactory.collate
+
+    def crop(self, index: int) -> Sample | DenseSample:
+        """
+        Read image `index`, counted over all passes.
+
+        :raises ConfigError: if it is not of the size to train on
+        """
+        image = self.shards[self.file(index)]
+        camera = image.intrinsics
+        if (camera.width_px, camera.height_px) != (self.config.width, self.config.height):
+            raise ConfigError(
+                f'shards: the images of {self.config.shards} have {camera.width_px}x'
+                f'{camera.height_px} px, not {self.config.width}x{self.config.height}; set width '
+                'and height')
+        return self.augmented(dense_sample(image), index) if self.dense else cell_sample(image)
+
+
+def cell_sample(image: LabelledImage) -> Sample:
+    """What `CropFactory` makes, of an image of a dataset."""
+    camera, gray = image.intrinsics, image.image
+    if gray.ndim == 3:
+        gray = cv2.cvtColor(gray, cv2.COLOR_RGB2GRAY)
+    grid = pixel_grid(camera.width_px, camera.height_px, STRIDE_PX)
+    inverse_depth = cv2.remap(image.inverse_depth_per_m, grid.astype(np.float32), None,
+                              cv2.INTER_NEAREST)
+    distance_m = 1.0 / float(np.median(inverse_depth))
+    field = motion_field_matrix(grid, camera)
+    field[..., 3:] *= (inverse_depth * distance_m)[..., None, None]
+    return Sample(gray, field.astype(np.float32),
+                  image.motion / np.repeat([1.0, distance_m], 3), camera)
+
+
+def dense_sample(image: LabelledImage) -> DenseSample:
+    """What the paper's network is taught, of an image of a dataset."""
+    rgb = image.image
+    if rgb.ndim == 2:
+        rgb = np.repeat(rgb[..., None], 3, axis=-1)
+    return DenseSample(rgb, image.flow_px, 1.0 / image.inverse_depth_per_m, image.motion,
+                       image.intrinsics)
+
+
+def is_dense(config: TrainingConfig) -> bool:
+    """Whether the network learns flow and depth, as the paper's does."""
+    return config.architecture == ReferenceNetwork.architecture
 
 
 def make_factory(config: TrainingConfig, assets: Path | None, labels: tuple[Path, ...],
@@ -222,17 +298,21 @@ def make_factory(config: TrainingConfig, assets: Path | None, labels: tuple[Path
     :param labels: folders of labelled recordings; none for synthetic images
     :raises ConfigError: if the settings do not fit the data
     """
-    dense = config.architecture == ReferenceNetwork.architecture
-    if keyframes and dense:
+    if config.shards:
+        if assets or keyframes or labels:
+            raise ConfigError('shards: they are instead of --assets, --keyframes and --labels; '
+                              'leave those out')
+        return ShardFactory(config, Path(config.shards), held_out)
+    if keyframes and is_dense(config):
         raise ConfigError(f'keyframes: rooms do not teach "{config.architecture}" yet')
     if labels:
-        if not dense:
+        if not is_dense(config):
             raise ConfigError(f'pseudo labels teach the reference network, not '
                               f'"{config.architecture}"')
         return LabelledFactory(config, labels, held_out)
     if config.epochs:
         raise ConfigError('epochs: synthetic images have no end; set crops, or give --labels')
-    return DenseFactory(config, assets, held_out) if dense \
+    return DenseFactory(config, assets, held_out) if is_dense(config) \
         else CropFactory(config, assets, held_out, keyframes)
 
 
