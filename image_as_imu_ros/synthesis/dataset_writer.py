@@ -137,6 +137,8 @@ def write_dataset(source: Source, folder: Path, layout: str, block_size: int,
             write(folder, block, _drawn(source, numbers, progress))
     missing = sum(not complete(folder, block).exists() for block in blocks)
     if not missing:
+        for left_over in folder.glob('.*.partial'):  # of processes that were killed
+            left_over.unlink(missing_ok=True)
         if layout == 'csv':
             _join(folder, blocks)
         _write_sheet(source, folder)

@@ -317,10 +317,9 @@ class RecordedScenes:
         for layer, frame in ((1, first), (2, last)):
             rotation = to_middle @ recording.R_world_camera[frame]
             shift_m = to_middle @ (recording.positions_m[frame] - recording.positions_m[middle])
-            seen, behind = _projected(self._view(number, frame), rotation, shift_m, view.camera)
-            hidden = (behind > 0) & (BEHIND * behind < inverse_depth[0])
-            light[layer][hidden] = seen[hidden]
-            inverse_depth[layer][hidden] = behind[hidden]
+            places, values, behind = _hidden(self._view(number, frame), rotation, shift_m, view)
+            light[layer].reshape(-1, 3)[places] = values
+            inverse_depth[layer].ravel()[places] = behind
         return Keyframe(light, inverse_depth, view.camera)
 
     def _interpolated(self, number: int, first: int, last: int) -> np.ndarray:
@@ -368,30 +367,27 @@ def _cut_out(image: np.ndarray, view: CameraIntrinsics, camera: CameraIntrinsics
                           borderMode=cv2.BORDER_REPLICATE)
 
 
-def _projected(view: _View, rotation: np.ndarray, shift_m: np.ndarray,
-               camera: CameraIntrinsics) -> tuple[np.ndarray, np.ndarray]:
+def _hidden(other: _View, rotation: np.ndarray, shift_m: np.ndarray,
+            view: _View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Carry a view's pixels into another camera, the nearest on top.
+    What another view sees of the surfaces that are hidden in a view.
 
-    :param rotation, shift_m: the view's pose in that camera's axes
-    :returns: light (H, W, 3) and inverse depth (H, W), 1/m, 0 where no pixel comes to lie
+    :param rotation, shift_m: the other view's pose in the axes of the view
+    :returns: pixels of the view, (N,), as indices of its rows laid end to end, in which the last
+        of several is the nearest; their light (N, 3) and inverse depth (N,), 1/m
     """
-    height, width = view.depth_m.shape
+    height, width = other.depth_m.shape
     pixels = np.stack([*np.meshgrid(np.arange(width), np.arange(height)),
                        np.ones((height, width))]).reshape(3, -1)
-    points = rotation @ (np.linalg.inv(view.camera.matrix) @ pixels * view.depth_m.ravel()) \
+    points = rotation @ (np.linalg.inv(other.camera.matrix) @ pixels * other.depth_m.ravel()) \
         + shift_m[:, None]
-    x, y, z = camera.matrix @ points
-    with np.errstate(divide='ignore', invalid='ignore'):
-        column, row = np.rint(x / z), np.rint(y / z)
-    inside = (z > 0) & (column >= 0) & (column < camera.width_px) \
-        & (row >= 0) & (row < camera.height_px)
-    # of several values for one place the last one stays: the nearest
-    order = np.flatnonzero(inside)[np.argsort(-z[inside])]
-    place = row[order].astype(int) * camera.width_px + column[order].astype(int)
-    light = np.zeros((camera.height_px * camera.width_px, 3), np.float32)
-    inverse_depth = np.zeros(camera.height_px * camera.width_px, np.float32)
-    light[place] = view.light.reshape(-1, 3)[order]
-    inverse_depth[place] = 1.0 / z[order]
-    shape = camera.height_px, camera.width_px
-    return light.reshape(*shape, 3), inverse_depth.reshape(shape)
+    ahead = points[2] > 0
+    x, y, z = view.camera.matrix @ points[:, ahead]
+    column, row = np.rint(x / z).astype(int), np.rint(y / z).astype(int)
+    height, width = view.depth_m.shape
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    place = np.where(inside, row * width + column, 0)
+    hidden = inside & (z > BEHIND * view.depth_m.ravel()[place])
+    order = np.flatnonzero(hidden)[np.argsort(-z[hidden])]
+    light = other.light.reshape(-1, 3)[ahead]
+    return place[order], light[order], (1.0 / z[order]).astype(np.float32)
