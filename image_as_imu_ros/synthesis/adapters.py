@@ -17,6 +17,8 @@ from image_as_imu_ros.errors import ConfigError
 
 RIFE_HINT = ('clone github.com/hzwer/Practical-RIFE and put the files of one of its models, of '
              'version 4, into train_log/')
+PROMPTDA_HINT = ('download one: hf download depth-anything/prompt-depth-anything-vits-hf '
+                 '--local-dir promptda')
 _RIFE_FILES = ('train_log/RIFE_HDv3.py', 'train_log/flownet.pkl')
 _RIFE_MULTIPLE_PX = 128
 """Sides of the images that its coarsest level can take."""
@@ -79,8 +81,7 @@ class PromptDepth:
     """
     Prompt Depth Anything, by the package transformers.
 
-    :param name: folder of a model, or its name at Hugging Face, such as
-        depth-anything/prompt-depth-anything-vits-hf
+    :param name: folder of a model, or its name at Hugging Face where it was downloaded before
     :raises ConfigError: if transformers is not installed or the model cannot be loaded
     """
 
@@ -91,11 +92,12 @@ class PromptDepth:
             raise ConfigError('Prompt Depth Anything needs transformers; install it with: '
                               "pip install 'image_as_imu_ros[promptda]'") from error
         try:
-            self._processor = AutoImageProcessor.from_pretrained(name)
-            self._model = PromptDepthAnythingForDepthEstimation.from_pretrained(name).eval()
+            self._processor = AutoImageProcessor.from_pretrained(name, local_files_only=True)
+            self._model = PromptDepthAnythingForDepthEstimation.from_pretrained(
+                name, local_files_only=True).eval()
         except (OSError, ValueError) as error:
-            raise ConfigError(f'Prompt Depth Anything cannot be loaded from {name}: '
-                              f'{str(error).splitlines()[0]}') from error
+            raise ConfigError(f'Prompt Depth Anything cannot be loaded from {name}: it is not '
+                              f'there or no such model; {PROMPTDA_HINT}') from error
         if torch.cuda.is_available():
             self._model.cuda()
         self.settings = f'PromptDA {name}'

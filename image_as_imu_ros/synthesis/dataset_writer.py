@@ -123,26 +123,23 @@ def write_dataset(source: Source, folder: Path, layout: str, block_size: int,
     _claim(folder, {'format': layout, 'images': len(source), 'images_per_block': block_size,
                     'version': __version__, **source.settings})
     complete(folder, 0).parent.mkdir(parents=True, exist_ok=True)
-    own = blocks[rank::processes]
-    with tqdm(total=sum(len(_range(source, block, block_size)) for block in own), unit='image',
-              desc='drawing' if processes == 1 else f'process {rank}',
+    numbers = {block: range(block * block_size, min((block + 1) * block_size, len(source)))
+               for block in blocks[rank::processes]}
+    missing = [block for block in numbers if not complete(folder, block).exists()]
+    total = sum(map(len, numbers.values()))
+    with tqdm(total=total, initial=total - sum(len(numbers[block]) for block in missing),
+              unit='image', desc='drawing' if processes == 1 else f'process {rank}',
               position=rank if processes > 1 else None) as progress:
-        for block in own:
-            numbers = _range(source, block, block_size)
-            if complete(folder, block).exists():
-                # what was there already tells nothing about the speed
-                progress.initial += len(numbers)
-                progress.update(len(numbers))
-                continue
-            write(folder, block, _drawn(source, numbers, progress))
-    missing = sum(not complete(folder, block).exists() for block in blocks)
-    if not missing:
+        for block in missing:
+            write(folder, block, _drawn(source, numbers[block], progress))
+    in_work = sum(not complete(folder, block).exists() for block in blocks)
+    if not in_work:
         for left_over in folder.glob('.*.partial'):  # of processes that were killed
             left_over.unlink(missing_ok=True)
         if layout == 'csv':
             _join(folder, blocks)
         _write_sheet(source, folder)
-    return missing
+    return in_work
 
 
 def process_of_torchrun() -> tuple[int, int]:
@@ -160,10 +157,6 @@ def process_of_torchrun() -> tuple[int, int]:
         raise ConfigError(f'RANK={texts[0]} and WORLD_SIZE={texts[1]} in the environment are not '
                           'a process and a number of processes; unset them, or use torchrun')
     return rank, processes
-
-
-def _range(source: Source, block: int, block_size: int) -> range:
-    return range(block * block_size, min((block + 1) * block_size, len(source)))
 
 
 def _drawn(source: Source, numbers: range, progress: tqdm) -> Iterator[tuple[int, LabelledImage]]:
