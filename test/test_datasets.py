@@ -163,7 +163,7 @@ def test_processes_of_torchrun_share_the_work(shards, tmp_path):
         cwd=CHECKOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(CHECKOUT)},
         capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    assert f'all of {IMAGES} images' in result.stdout
+    assert f'{IMAGES} images, 0 left out' in result.stdout
     assert contents(folder) == contents(shards)
 
 
@@ -172,7 +172,7 @@ def test_each_process_writes_its_own_blocks_alone(shards, tmp_path, monkeypatch,
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '1')
     assert synthesize(folder) == 0
-    assert 'process 1 of 2 has done its part; 2 blocks are missing' in capsys.readouterr().out
+    assert 'process 1 of 2 has done its part, others have not yet' in capsys.readouterr().out
     assert sorted(contents(folder)) == ['dataset.json', 'shard-000001.tar']
     monkeypatch.setenv('RANK', '0')
     assert synthesize(folder) == 0
@@ -234,11 +234,13 @@ def test_another_dataset_is_not_mixed_in(shards, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--blend'], 'give --recordings'),
-    (['--recordings', 'x', '--assets', 'x'], 'are for drawn scenes'),
-    (['--set', 'frames_apart=3'], 'frames_apart: 3 is odd')])
+    (['--format', 'csv', '--blend'], 'give --recordings'),
+    (['--format', 'csv', '--recordings', 'x', '--assets', 'x'], 'are for drawn scenes'),
+    (['--format', 'csv', '--set', 'frames_apart=3'], 'frames_apart: 3 is odd'),
+    (['--format', 'csv', '--preset', 'keyframes'], 'leave out --preset keyframes'),
+    (['--recordings', 'x'], '--recordings is for datasets: give --format')])
 def test_options_that_do_not_fit_are_refused(arguments, message, tmp_path, capsys):
-    assert main(['synthesize', str(tmp_path / 'x'), '--format', 'csv', *arguments]) == 1
+    assert main(['synthesize', str(tmp_path / 'x'), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'x').exists()
 

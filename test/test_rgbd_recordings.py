@@ -323,6 +323,26 @@ def test_images_that_are_blurred_too_much_are_left_out(scene, frames, tmp_path, 
     assert RecordedScenes((scene,), CONFIG).draw(0) is None
 
 
+def test_the_path_does_not_go_over_a_jump_beyond_the_exposure(scene, monkeypatch):
+    source = RecordedScenes((scene,), CONFIG)
+    recording = source._recording(0)
+    places_m = recording.positions_m.copy()
+    places_m[10:] += [0.1, 0.0, 0.0]
+    jumped = replace(recording, positions_m=places_m)
+    monkeypatch.setattr(source, '_recording', lambda number: jumped)
+    source._tracked.cache_clear()
+    image = source.draw(0)  # frames 0 to 8
+    np.testing.assert_allclose(image.linear_velocity_m_s, SPEED_M_S, atol=5e-3)
+
+
+def test_a_frame_that_cannot_be_read_costs_the_images_that_need_it(frames, tmp_path, capsys):
+    folder = write_scene(tmp_path / 'scene', frames)
+    (folder / 'iphone' / 'rgb' / 'frame_000004.jpg').write_bytes(b'not an image')
+    source = RecordedScenes((folder,), CONFIG)
+    assert source.draw(0) is None and 'image 0 left out: image 4 of' in capsys.readouterr().out
+    assert source.draw(1) is not None
+
+
 def test_scenes_are_those_of_the_list(scene):
     root = scene.parents[1]
     (root / 'splits').mkdir(exist_ok=True)
@@ -340,7 +360,7 @@ def test_verb_writes_the_papers_table_of_a_scan(scene, tmp_path, capsys):
                *(f'--set={key}={getattr(CONFIG, key)}' for key in (
                    'width', 'height', 'frames_apart', 'frame_step'))]
     assert main(command) == 0
-    assert 'all of 3 images' in capsys.readouterr().out
+    assert '3 images, 0 left out' in capsys.readouterr().out
     table = np.genfromtxt(tmp_path / 'out' / 'dataset.csv', delimiter=',', names=True,
                           dtype=None, encoding='utf-8')
     assert list(table['image2']) == [f'image2/{k:09d}.png' for k in range(3)]
@@ -390,7 +410,7 @@ def test_views_of_a_real_recording_agree_with_its_other_frames(data_folder):
     image = source.draw(first)
     assert image.image.shape == (224, 320, 3)
     camera, keyframe = image.intrinsics, source._keyframe(0, 15, 17, 19)
-    path = source._path(recording, 17)
+    path = source._path(0, 15, 17, 19)
     for frame, end in zip((15, 19), image.ends):
         time_s = recording.t_s[[frame]] - recording.t_s[17]
         moved = average_light(keyframe, camera, path.rotation(time_s).as_rotvec(),

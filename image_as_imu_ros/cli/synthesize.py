@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from image_as_imu_ros.synthesis.dataset_writer import Source
 
 KEYFRAMES = 1000
+DATASET_OPTIONS = ('keyframes', 'recordings', 'promptda', 'rife', 'blend')
 DRAWN = 10_000
 
 
@@ -65,8 +66,13 @@ def _count(text: str) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Film a simulated room, or write the validation set, keyframes or a dataset."""
     if arguments.format is not None:
+        if arguments.preset != 'recording':
+            raise ConfigError(f'--format writes a dataset: leave out --preset {arguments.preset}')
         _write_dataset(arguments)
         return
+    for name in DATASET_OPTIONS:
+        if getattr(arguments, name):
+            raise ConfigError(f'--{name} is for datasets: give --format, too')
     if arguments.preset == 'validation':
         from image_as_imu_ros.synthesis.validation import IMAGES, write_validation
         if arguments.assets is None:
@@ -101,14 +107,14 @@ def _write_dataset(arguments: argparse.Namespace) -> None:
     source = (_drawn_scenes if arguments.recordings is None else _recorded_scenes)(
         arguments, config)
     rank, processes = process_of_torchrun()
-    missing = write_dataset(source, arguments.output, arguments.format, config.block, rank,
-                            processes)
-    if missing:
-        print(f'{arguments.output}: process {rank} of {processes} has done its part; {missing} '
-              'blocks are missing still')
+    images = write_dataset(source, arguments.output, arguments.format, config.block, rank,
+                           processes)
+    if images is None:
+        print(f'{arguments.output}: process {rank} of {processes} has done its part, others have '
+              'not yet')
     else:
-        print(f'{arguments.output}: all of {len(source)} images; look at them: '
-              f'{arguments.output / "contact_sheet.jpg"}')
+        print(f'{arguments.output}: {images} images, {len(source) - images} left out; look at '
+              f'them: {arguments.output / "contact_sheet.jpg"}')
 
 
 def _drawn_scenes(arguments: argparse.Namespace, config: DatasetConfig) -> Source:

@@ -27,7 +27,7 @@ from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.evaluation.contact_sheet import sheet_of_flow
 from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.synthesis.labelled_image import LabelledImage
-from image_as_imu_ros.synthesis.shards import as_npy, encoded, shard_path, write_shard
+from image_as_imu_ros.synthesis.shards import Shards, as_npy, encoded, shard_path, write_shard
 
 SUMMARY, TABLE, SHEET = 'dataset.json', 'dataset.csv', 'contact_sheet.jpg'
 PARTS = 'parts'
@@ -52,13 +52,13 @@ class Source(Protocol):
 
 
 def write_webdataset_block(folder: Path, block: int,
-                           images: Iterable[tuple[int, LabelledImage]]) -> int:
+                           images: Iterable[tuple[int, LabelledImage]]) -> None:
     """Write a shard."""
-    return write_shard(shard_path(folder, block), images)
+    write_shard(shard_path(folder, block), images)
 
 
 def write_table_block(folder: Path, block: int,
-                      images: Iterable[tuple[int, LabelledImage]]) -> int:
+                      images: Iterable[tuple[int, LabelledImage]]) -> None:
     """Write the files of some images, and then their part of the table."""
     rows = []
     for number, image in images:
@@ -67,7 +67,6 @@ def write_table_block(folder: Path, block: int,
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator='\n').writerows(rows)
     write_atomically(_part_path(folder, block), buffer.getvalue().encode())
-    return len(rows)
 
 
 def _part_path(folder: Path, block: int) -> Path:
@@ -101,13 +100,13 @@ def _numbers(image: LabelledImage) -> list[float]:
             float(length_px.mean()), float(length_px.max())]
 
 
-FORMATS: dict[str, tuple[Callable[[Path, int], Path], Callable[..., int]]] = {
+FORMATS: dict[str, tuple[Callable[[Path, int], Path], Callable[..., None]]] = {
     'webdataset': (shard_path, write_webdataset_block), 'csv': (_part_path, write_table_block)}
 """For each format, which file tells that a block is complete, and what writes it."""
 
 
 def write_dataset(source: Source, folder: Path, layout: str, block_size: int,
-                  rank: int = 0, processes: int = 1) -> int:
+                  rank: int = 0, processes: int = 1) -> int | None:
     """
     Write the blocks of a dataset that are this process's and are not there yet.
 
@@ -115,7 +114,7 @@ def write_dataset(source: Source, folder: Path, layout: str, block_size: int,
 
     :param layout: one of FORMATS
     :param rank: which of the processes that share the work
-    :returns: blocks that are missing still, which other processes have in work
+    :returns: images of the dataset; None where other processes have blocks in work still
     :raises ConfigError: if the folder holds something else
     """
     complete, write = FORMATS[layout]
@@ -132,14 +131,12 @@ def write_dataset(source: Source, folder: Path, layout: str, block_size: int,
               position=rank if processes > 1 else None) as progress:
         for block in missing:
             write(folder, block, _drawn(source, numbers[block], progress))
-    in_work = sum(not complete(folder, block).exists() for block in blocks)
-    if not in_work:
-        for left_over in folder.glob('.*.partial'):  # of processes that were killed
-            left_over.unlink(missing_ok=True)
-        if layout == 'csv':
-            _join(folder, blocks)
-        _write_sheet(source, folder)
-    return in_work
+    if not all(complete(folder, block).exists() for block in blocks):
+        return None
+    for left_over in folder.glob('.*.partial'):  # of processes that were killed
+        left_over.unlink(missing_ok=True)
+    _write_sheet(source, folder)
+    return _join(folder, blocks) if layout == 'csv' else len(Shards(folder))
 
 
 def process_of_torchrun() -> tuple[int, int]:
@@ -190,9 +187,11 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     write_atomically(path, text.encode())
 
 
-def _join(folder: Path, blocks: range) -> None:
+def _join(folder: Path, blocks: range) -> int:
+    """Make the table of its parts; the number of its rows."""
     parts = ''.join(_part_path(folder, block).read_text() for block in blocks)
     write_atomically(folder / TABLE, f'{",".join(COLUMNS)}\n{parts}'.encode())
+    return parts.count('\n')
 
 
 def _write_sheet(source: Source, folder: Path) -> None:

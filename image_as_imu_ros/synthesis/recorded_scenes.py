@@ -45,6 +45,8 @@ VIEW = 1.05
 """Width of a recording's reduced images over that of the ones cut out of their middle."""
 BEHIND = 1.1
 """Depth of a surface over that of another, from which on it is taken to be behind it."""
+BEYOND = 2
+"""Frames before and after an exposure that take part in its path, where tracking is good."""
 INTERPOLATED = 4
 """Images that a gap between two frames becomes; of ten gaps the paper makes 41 images."""
 SEED = 40_000_000
@@ -167,6 +169,7 @@ class RecordedScenes:
         self._folders = [folder for source in sources
                          for folder in find_rgbd_recordings(source, config.held_out)]
         self._recording = lru_cache(2)(self._opened)
+        self._tracked = lru_cache(2)(lambda number: self._recording(number).tracked())
         self._frames = lru_cache(2)(self._reader)
         self._view = lru_cache(4)(self._reduced_view)
         self._encoded = lru_cache(config.frames_apart + 2)(self._reduced_image)
@@ -198,11 +201,14 @@ class RecordedScenes:
         return len(self._chosen)
 
     def draw(self, index: int) -> LabelledImage | None:
-        """
-        Make image `index`; None where it is blurred too much.
+        """Make image `index`; None where it is blurred too much, or a frame cannot be read."""
+        try:
+            return self._exposed(index)
+        except DataFormatError as error:
+            tqdm.write(f'image {index} left out: {error}')
+            return None
 
-        :raises DataFormatError: if a frame cannot be read
-        """
+    def _exposed(self, index: int) -> LabelledImage | None:
         number, first = self._chosen[index]
         middle, last = first + self._config.frames_apart // 2, first + self._config.frames_apart
         recording, view = self._recording(number), self._view(number, middle)
@@ -210,7 +216,7 @@ class RecordedScenes:
         times_s = np.linspace(recording.t_s[first], recording.t_s[last], INSTANTS) \
             - recording.t_s[middle]
         exposure_s = float(times_s[-1] - times_s[0])
-        path = self._path(recording, middle)
+        path = self._path(number, first, middle, last)
         velocities = path.velocities(times_s, _STEP_SHARE * exposure_s)
         mean = np.trapezoid(velocities, times_s, axis=0) / exposure_s
         start, end = _pose(path, times_s[0]), _pose(path, times_s[-1])
@@ -246,17 +252,19 @@ class RecordedScenes:
     def _exposures(self, number: int) -> np.ndarray:
         """First frames of the exposures of a recording."""
         apart = self._config.frames_apart
-        tracked = self._recording(number).tracked()
+        tracked = self._tracked(number)
         if len(tracked) < apart:
             return np.zeros(0, int)
         whole = np.lib.stride_tricks.sliding_window_view(tracked, apart).all(axis=1)
         (firsts,) = np.nonzero(whole)
         return firsts[firsts % self._config.frame_step == 0]
 
-    def _path(self, recording: RgbdRecording, middle: int) -> _Path:
-        """Motion about a frame, from the frames of an exposure and two on either side."""
-        reach = self._config.frames_apart // 2 + 2
-        rows = slice(max(0, middle - reach), middle + reach + 1)
+    def _path(self, number: int, first: int, middle: int, last: int) -> _Path:
+        """Motion in the axes of the frame in the middle, held by frames beyond both ends, too."""
+        recording, tracked = self._recording(number), self._tracked(number)
+        before, after = tracked[max(0, first - BEYOND):first][::-1], tracked[last:last + BEYOND]
+        rows = slice(first - np.logical_and.accumulate(before).sum(),
+                     last + np.logical_and.accumulate(after).sum() + 1)
         to_middle = Rotation.from_matrix(recording.R_world_camera[middle]).inv()
         return _Path(
             recording.t_s[rows] - recording.t_s[middle],

@@ -33,19 +33,16 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f'shard-{number:06d}.tar'
 
 
-def write_shard(path: Path, images: Iterable[tuple[int, LabelledImage]]) -> int:
+def write_shard(path: Path, images: Iterable[tuple[int, LabelledImage]]) -> None:
     """
     Write a shard, which appears only when it is complete; the same images make the same file.
 
     :param images: with their numbers in the dataset
-    :returns: how many
     """
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    count = 0
     try:
         with tarfile.open(partial, 'w', format=tarfile.USTAR_FORMAT) as tar:
             for number, image in images:
-                count += 1
                 for suffix, content in members(image).items():
                     entry = tarfile.TarInfo(f'{number:09d}.{suffix}')
                     entry.size = len(content)
@@ -53,7 +50,6 @@ def write_shard(path: Path, images: Iterable[tuple[int, LabelledImage]]) -> int:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return count
 
 
 def members(image: LabelledImage) -> dict[str, bytes]:
