@@ -1,7 +1,6 @@
 """Rendered rooms agree with pinhole projection, and their blur with the motion it is labelled."""
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,13 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from photographing import EXPOSURE_S, NO_SHUTTER_EFFECTS, steady_path, write_box_room
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError, DataFormatError
 from image_as_imu_ros.geometry.motion_field import pixel_grid
-from image_as_imu_ros.synthesis import keyframes, mesh_rooms
+from image_as_imu_ros.synthesis import keyframes, mesh_rooms, textures
 from image_as_imu_ros.synthesis.keyframes import LAYERS, Keyframe, average_light
 from image_as_imu_ros.synthesis.mesh_rooms import Lamp, MeshRoom, look
 from image_as_imu_ros.training.dataset import CropFactory
@@ -55,19 +55,14 @@ def room(patterns):
 
 
 @pytest.fixture
-def clean_camera(monkeypatch):
-    """A camera that stores the collected light as it is, as float32."""
-    monkeypatch.setattr(keyframes, 'expose', lambda rng, light: light)
+def steadily(monkeypatch):
+    """Plans photographs of keyframes from a camera whose velocity does not change."""
+    monkeypatch.setattr(keyframes, 'sample_path', steady_path)
 
-
-class SteadyRandom:
-    """A generator that draws the middle: no change of velocity, always the same exposure."""
-
-    def normal(self, loc=0.0, scale=1.0, size=None):
-        return np.zeros(size)
-
-    def uniform(self, low, high):
-        return (low + high) / 2
+    def plan(keyframe, motion):
+        return keyframes.plan(np.random.default_rng(0), keyframe, CROP, np.array(motion, float), 8,
+                              NO_SHUTTER_EFFECTS, EXPOSURE_S)
+    return plan
 
 
 def seen_from(x_m, y_m, patterns, camera=WIDE):
@@ -142,11 +137,11 @@ def test_a_lamp_behind_the_square_leaves_its_shadow_on_nothing_else(room):
 
 @pytest.mark.parametrize('motion', [
     (0.01, -0.03, 0.02, 0, 0, 0), (0, 0, 0, 0.02, 0.01, 0.02), (0.01, 0.005, 0, 0.02, 0.01, 0)])
-def test_label_is_where_points_move_from_start_to_end(room, clean_camera, motion):
+def test_label_is_where_points_move_from_start_to_end(room, steadily, motion):
     motion = np.array(motion)
     middle = displaced(room, WIDE, np.zeros(3), np.zeros(3))
-    sample = keyframes.render(SteadyRandom(), middle, CROP, motion, 8)
-    np.testing.assert_array_equal(sample.motion, motion)
+    labels = steadily(middle, motion).labels
+    np.testing.assert_array_equal(labels.motion, motion)
     # most of the view shows the wall, whose distance is therefore that of reference
     start, middle, end = (displaced(room, CROP, share * motion[:3], share * motion[3:] * WALL_M)
                           for share in (-0.5, 0.0, 0.5))
@@ -158,10 +153,10 @@ def test_label_is_where_points_move_from_start_to_end(room, clean_camera, motion
     points = cells[inner].astype(np.float32)
     before, after = (cv2.calcOpticalFlowPyrLK(images[1], image, points, None, winSize=(15, 15))[0]
                      for image in images[::2])
-    error_px = np.linalg.norm(after - before - sample.flow_px[inner], axis=-1)
+    error_px = np.linalg.norm(after - before - labels.flow_px[inner], axis=-1)
     near = middle.inverse_depth[0][4::8, 4::8][inner] > 0.4
     assert near.sum() >= 9 and (~near).sum() >= 9
-    assert np.linalg.norm(sample.flow_px[inner], axis=-1).max() > 3
+    assert np.linalg.norm(labels.flow_px[inner], axis=-1).max() > 3
     assert np.median(error_px[near]) < 0.2 and np.median(error_px[~near]) < 0.2
 
 
@@ -192,37 +187,34 @@ def test_a_sideways_step_uncovers_the_wall_not_a_smeared_square(keyframe, patter
     assert uncovered.sum() > 200 and seen[uncovered].max() < 0.5 < expected[here].min()
 
 
-def test_blur_of_a_room_does_not_tell_the_direction_of_time(keyframe, clean_camera):
+def test_blur_of_a_room_does_not_tell_the_direction_of_time(keyframe, steadily):
     motion = np.array([0.02, -0.05, 0.1, 0.03, 0.02, -0.01])
-    forward, backward, still = (keyframes.render(SteadyRandom(), keyframe, CROP, sign * motion, 8)
-                                for sign in (1, -1, 0))
+    forward, backward, still = (steadily(keyframe, sign * motion) for sign in (1, -1, 0))
     # the same subframes, though near things may be assigned to other ones at the very edge
-    assert np.abs(backward.gray - forward.gray).mean() < 1e-3
-    np.testing.assert_allclose(backward.flow_px, -forward.flow_px, rtol=1e-5)
-    assert np.abs(forward.gray - still.gray).mean() > 0.1 * still.gray.std()
+    assert np.abs(backward.light - forward.light).mean() < 1e-3
+    np.testing.assert_allclose(backward.labels.flow_px, -forward.labels.flow_px, rtol=1e-5)
+    assert np.abs(forward.light - still.light).mean() > 0.1 * still.light.std()
 
 
-def test_blur_is_the_mean_along_the_path_that_is_labelled(keyframe, patterns, clean_camera):
-    motion = np.array([0, 0, 0, 0.03, 0, 0])
-    sample = keyframes.render(SteadyRandom(), keyframe, CROP, motion, 8)
+def test_blur_is_the_mean_along_the_path_that_is_labelled(keyframe, patterns, steadily):
+    shot = steadily(keyframe, [0, 0, 0, 0.03, 0, 0])
     expected = np.mean([seen_from(shift_m, 0.0, patterns, CROP)[0]
                         for shift_m in 0.03 * WALL_M * np.linspace(-0.49, 0.49, 50)], axis=0)
-    sample_light, expected = (light / light.mean() for light in (sample.gray, expected))
-    assert np.abs(sample_light - expected).mean() < 0.02
-    assert np.corrcoef(sample_light.ravel(), expected.ravel())[0, 1] > 0.998
+    assert np.abs(shot.light - expected).mean() < 0.02 * expected.mean()
+    assert np.corrcoef(shot.light.ravel(), expected.ravel())[0, 1] > 0.998
 
 
-def test_near_things_move_more_in_proportion(keyframe, clean_camera):
-    sample = keyframes.render(SteadyRandom(), keyframe, CROP, np.array([0, 0, 0, 0.02, 0, 0]), 8)
-    assert sample.flow_px[0, 0] == pytest.approx([-CROP.fx_px * 0.02, 0], rel=1e-3)
-    assert sample.flow_px[6, 7] == pytest.approx(sample.flow_px[0, 0] * WALL_M / NEAR_M, rel=1e-3)
+def test_near_things_move_more_in_proportion(keyframe, steadily):
+    flow_px = steadily(keyframe, [0, 0, 0, 0.02, 0, 0]).labels.flow_px
+    assert flow_px[0, 0] == pytest.approx([-CROP.fx_px * 0.02, 0], rel=1e-3)
+    assert flow_px[6, 7] == pytest.approx(flow_px[0, 0] * WALL_M / NEAR_M, rel=1e-3)
 
 
-def test_the_camera_does_not_run_into_things(keyframe, clean_camera):
+def test_the_camera_does_not_run_into_things(keyframe, steadily):
     rotation = [0.01, 0.02, 0.03]
-    sample = keyframes.render(SteadyRandom(), keyframe, CROP, np.array([*rotation, 0, 0, 2.0]), 8)
-    assert sample.motion[:3].tolist() == rotation
-    assert sample.motion[5] * WALL_M == pytest.approx(keyframes.MAX_APPROACH * NEAR_M)
+    motion = steadily(keyframe, [*rotation, 0, 0, 2.0]).labels.motion
+    assert motion[:3].tolist() == rotation
+    assert motion[5] * WALL_M == pytest.approx(keyframes.MAX_APPROACH * NEAR_M)
 
 
 def test_keyframes_survive_the_disk(keyframe, tmp_path):
@@ -269,6 +261,13 @@ def test_every_eighth_keyframe_is_held_out(keyframe_folder):
     assert not shares[0] & shares[1] and len(shares[0]) == 7
 
 
+def test_views_of_the_held_out_room_are_not_trained_on(keyframe, keyframe_folder):
+    keyframe.save(keyframe_folder / f'000010-{textures.HELD_OUT_ROOM}.npz')
+    for held_out in (False, True):
+        factory = CropFactory(TrainingConfig(), None, held_out, keyframe_folder)
+        assert not any(textures.HELD_OUT_ROOM in path.name for path in factory.keyframes)
+
+
 def test_verb_trains_on_keyframes(keyframe_folder, tmp_path, capsys):
     settings = [f'--set={text}' for text in (
         'crops=8', 'batch=8', 'width=64', 'height=64', 'workers=0', 'validation=8', 'rooms=1')]
@@ -282,35 +281,15 @@ def test_verb_trains_on_keyframes(keyframe_folder, tmp_path, capsys):
 @pytest.fixture
 def assets(tmp_path):
     """A box to stand in, once for training and once held out."""
-    rng = np.random.default_rng(0)
-    low, high = np.array([-3.0, -2.0, 0.0]), np.array([3.0, 2.0, 2.5])
-    vertices, uv, triangles = [], [], []
-    for axis in range(3):
-        for side in (low, high):
-            for a, b in ((0, 0), (1, 0), (1, 1), (0, 1)):
-                corner = side.copy()
-                corner[axis - 1] = (low, high)[a][axis - 1]
-                corner[axis - 2] = (low, high)[b][axis - 2]
-                vertices.append(corner)
-                uv.append((2 * a, 2 * b))
-            first = len(vertices) - 4
-            triangles += [(first, first + 1, first + 2), (first, first + 2, first + 3)]
-    for name in ('box', mesh_rooms.HELD_OUT_ROOM):
-        folder = tmp_path / 'assets' / name
-        (folder / 'textures').mkdir(parents=True)
-        np.savez(folder / 'scene.npz', V=np.array(vertices), UV=np.array(uv),
-                 F=np.array(triangles), MAT=np.zeros(len(triangles), int))
-        cv2.imwrite(str(folder / 'textures' / 'a.png'),
-                    rng.integers(0, 256, (40, 40), np.uint8))
-        (folder / 'materials.json').write_text(
-            json.dumps([{'texture': 'a.png', 'color': [0.7, 0.7, 0.7]}]))
+    for name in ('box', textures.HELD_OUT_ROOM):
+        write_box_room(tmp_path / 'assets' / name, np.random.default_rng(0))
     return tmp_path / 'assets'
 
 
 def test_the_held_out_room_is_not_for_training(assets):
     assert [path.name for path in mesh_rooms.find_rooms(assets, held_out=False)] == ['box']
     assert [path.name for path in mesh_rooms.find_rooms(assets, held_out=True)] \
-        == [mesh_rooms.HELD_OUT_ROOM]
+        == [textures.HELD_OUT_ROOM]
     with pytest.raises(DataFormatError, match=r'no scene\.npz'):
         mesh_rooms.find_rooms(assets / 'box' / 'textures', held_out=False)
 

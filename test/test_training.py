@@ -161,11 +161,17 @@ def test_crops_depend_on_seed_and_number_alone():
 
 def test_batches_go_on_where_they_are_told_to():
     config = TrainingConfig(crops=24, **TINY)
-    gray, field, motion = list(CropBatches(config, None, start=0))[2]
+    batch = list(CropBatches(config, None, start=0))[2]
+    gray, field, motion, flow_px = batch
     (resumed,) = CropBatches(config, None, start=16)
     assert gray.shape == (8, 1, 64, 64) and gray.dtype == torch.uint8
     assert field.shape == (8, 8, 8, 2, 6) and motion.shape == (8, 6)
-    for tensor, again in zip((gray, field, motion), resumed):
+    assert flow_px.shape == (8, 8, 8, 2)
+    for tensor, again in zip(batch, resumed):
+        assert torch.equal(tensor, again)
+    factory = CropFactory(config, None, held_out=False)
+    (plans,) = CropBatches(config, None, start=16, finished=False)
+    for tensor, again in zip(batch, factory.collate(factory.finish(plans))):
         assert torch.equal(tensor, again)
 
 

@@ -20,7 +20,7 @@ from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model import reference
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.weights import export_weights
-from image_as_imu_ros.training.augmentation import augment
+from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from
 from image_as_imu_ros.training.dataset import (
     MAX_MEAN_FLOW_PX,
@@ -30,7 +30,7 @@ from image_as_imu_ros.training.dataset import (
 )
 from image_as_imu_ros.training.losses import pose_loss, resigned, solve_pose
 from image_as_imu_ros.training.objectives import DenseObjective
-from image_as_imu_ros.training.pseudo_labels import read_label
+from image_as_imu_ros.training.pseudo_labels import DenseSample, read_label
 from image_as_imu_ros.training.train import train
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -149,14 +149,26 @@ def test_synthetic_flow_depth_and_motion_agree():
         assert 0.1 < depth_m.min() and depth_m.max() < 130.0
 
 
-def test_augmentation_changes_the_image_and_not_its_kind():
-    rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    changed = [augment(np.random.default_rng(seed), rgb) for seed in range(40)]
+def test_recorded_images_are_retaken_as_the_paper_augments(tmp_path, monkeypatch):
+    rgb = cv2.resize(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8), (96, 64))
+    sample = DenseSample(rgb, np.zeros((2, 64, 96)), np.ones((64, 96)), np.zeros(6), CAMERA)
+    monkeypatch.setattr(dataset, 'label_files', lambda folder: [tmp_path / 'one'] * 8)
+    monkeypatch.setattr(dataset, 'read_label', lambda path: sample)
+    config = TrainingConfig(**SMALL)
+    factory = LabelledFactory(config, (tmp_path,), held_out=False)
+    changed = [factory.crop(index).rgb for index in range(40)]
     assert all(image.shape == rgb.shape and image.dtype == np.uint8 for image in changed)
-    assert 10 < sum(not np.array_equal(image, rgb) for image in changed) < 40
-    grays = sum(bool((np.ptp(image.astype(int), axis=-1) < 12).all()) for image in changed)
+    # brightness, noise or colour always change, what is shown does not
+    assert not any(np.array_equal(image, rgb) for image in changed)
+    assert min(np.corrcoef(image.mean(-1).ravel(), rgb.mean(-1).ravel())[0, 1]
+               for image in changed) > 0.8
+    means = [image.mean() for image in changed]
+    assert 0.8 * rgb.mean() < min(means) < rgb.mean() < max(means) < 1.2 * rgb.mean()
+    grays = sum(bool((np.ptp(image.astype(int), axis=-1) < 3).all()) for image in changed)
     assert 2 <= grays <= 16
-    np.testing.assert_array_equal(changed[3], augment(np.random.default_rng(3), rgb))
+    np.testing.assert_array_equal(changed[3], factory.crop(3).rgb)
+    held_out = LabelledFactory(config, (tmp_path,), held_out=True)
+    np.testing.assert_array_equal(held_out.crop(0).rgb, rgb)
 
 
 class Fields(nn.Module):

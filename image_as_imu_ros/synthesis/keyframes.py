@@ -11,7 +11,7 @@ far ones by some `PARALLAX_PX`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -21,10 +21,15 @@ from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.errors import DataFormatError
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.synthesis.blur import MAX_STEP_PX, Sample, expose
+from image_as_imu_ros.synthesis.blur import Labels, Shot, draw_sensor
+from image_as_imu_ros.synthesis.exposure import MAX_STEP_SAMPLES, flicker
+from image_as_imu_ros.synthesis.motion import sample_exposure, sample_path
+from image_as_imu_ros.synthesis.sensor import SensorConfig
 from image_as_imu_ros.types import CameraIntrinsics
 
 LAYERS = 3
+OVERSAMPLING = 1.25
+"""Resolution of a keyframe, in its pixels per pixel of the images that are made of it."""
 PARALLAX_PX = 2.0
 UNCOVERED_PX = 40
 """Hidden layers are kept within this distance, in the keyframe, of an edge in depth."""
@@ -84,17 +89,23 @@ def find_keyframes(folder: Path) -> list[Path]:
     return paths
 
 
-def render(rng: np.random.Generator, keyframe: Keyframe, intrinsics: CameraIntrinsics,
-           motion: np.ndarray, stride_px: int) -> Sample:
+def plan(rng: np.random.Generator, keyframe: Keyframe, intrinsics: CameraIntrinsics,
+         motion: np.ndarray, stride_px: int, sensors: SensorConfig,
+         exposure_s: float | None = None) -> Shot:
     """
-    Photograph a keyframe with a moving camera, as `blur.render` does a texture.
+    Photograph a keyframe with a moving camera, as `blur.plan` does a texture.
 
-    The reference distance d of the sample is the median depth of the view.
+    The shutter is global: the light is gathered here, for all rows at once. The reference
+    distance d of the labels is the median depth of the view.
 
     :param intrinsics: of a camera that looks along the keyframe's axis and sees a part of it
-    :param motion: (6,) mean motion over the exposure, as of `Sample.motion`; its translation is
+    :param motion: (6,) mean motion over the exposure, as of `Labels.motion`; its translation is
         shortened where the camera would come close to something
+    :param exposure_s: drawn if None
     """
+    if exposure_s is None:
+        exposure_s = sample_exposure(rng, motion[:3])
+    sensor = replace(draw_sensor(rng, sensors), readout_s=0.0)
     grid = pixel_grid(intrinsics.width_px, intrinsics.height_px, stride_px)
     to_keyframe = keyframe.camera.matrix @ np.linalg.inv(intrinsics.matrix)
     centres = cv2.perspectiveTransform(grid, to_keyframe).astype(np.float32)
@@ -104,44 +115,51 @@ def render(rng: np.random.Generator, keyframe: Keyframe, intrinsics: CameraIntri
     distance_m = 1.0 / float(np.median(inverse_depth))
     approach = np.linalg.norm(motion[3:]) * distance_m * inverse_depth.max()
     motion = motion * np.repeat([1.0, min(1.0, MAX_APPROACH / max(approach, 1e-9))], 3)
+    path = sample_path(rng, motion, exposure_s)
     field = motion_field_matrix(grid, intrinsics)
     field[..., 3:] *= (inverse_depth * distance_m)[..., None, None]
-    reach_px = np.linalg.norm(field @ motion, axis=-1).max()
 
-    subframes = 1 + int(np.ceil(reach_px / MAX_STEP_PX))
-    times = (np.arange(subframes) + 0.5) / subframes - 0.5
-    path = times[:, None] * motion
-    path += (times ** 2 - 1.0 / 12.0)[:, None] * motion.std() * rng.normal(0.0, 0.5, 6)
-    light = average_light(keyframe, intrinsics, path[:, :3], path[:, 3:] * distance_m)
-    level = float(np.mean(light)) + 1e-6
-    light *= np.float32(np.exp(rng.uniform(np.log(0.1), np.log(0.6))) / level)
-    return Sample(expose(rng, light), field.astype(np.float32), motion, intrinsics)
+    speed_px_s = np.linalg.norm(np.einsum('hwij,mj->mhwi', field, path.velocity), axis=-1).max()
+    step_px = MAX_STEP_SAMPLES * intrinsics.fx_px / keyframe.camera.fx_px
+    count = 1 + int(np.ceil(speed_px_s * exposure_s / step_px))
+    times_s = exposure_s * ((np.arange(count) + 0.5) / count - 0.5)
+    rotations_rad, positions = path.pose(times_s)
+    light = average_light(keyframe, intrinsics, rotations_rad, positions * distance_m,
+                          flicker(times_s, exposure_s / count, sensor))
+    labels = Labels(motion, field.astype(np.float32), field @ motion, inverse_depth * distance_m)
+    return Shot(None, light, intrinsics, path, sensor, labels)
 
 
 def average_light(keyframe: Keyframe, intrinsics: CameraIntrinsics, rotations_rad: np.ndarray,
-                  positions_m: np.ndarray) -> np.ndarray:
+                  positions_m: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """
     Mean of the views from a camera's poses, (H, W) or (H, W, 3) float32.
 
     :param intrinsics: of that camera
     :param rotations_rad, positions_m: (N, 3), of the camera in the keyframe's axes, in order of
         time
+    :param weights: (N,), brightness of the light at each pose; all 1 if None
     """
+    weights = np.ones(len(positions_m)) if weights is None else weights
     width, height = intrinsics.width_px, intrinsics.height_px
     pixels = np.stack([*np.meshgrid(np.arange(width), np.arange(height)),
                        np.ones((height, width))]).reshape(3, -1)
     rays = Rotation.from_rotvec(rotations_rad).as_matrix() @ np.linalg.inv(intrinsics.matrix)
-    scene = _Layers.around(keyframe, rays[[0, -1]] @ pixels[:, [0, width - 1, -width, -1]])
+    scene = _Layers.around(keyframe, rays @ pixels[:, [0, width - 1, -width, -1]])
     light = np.zeros((height, width, *keyframe.light.shape[3:]), np.float32)
-    shift_px = scene.parallax_px(positions_m[-1] - positions_m[0])
-    groups = min(1 + 2 * int(np.ceil(shift_px / PARALLAX_PX / 2)), len(positions_m))
-    for group in np.array_split(np.arange(len(positions_m)), groups):
+    shift_px = scene.parallax_px(np.ptp(positions_m, axis=0))
+    count = len(positions_m)
+    groups = min(1 + 2 * int(np.ceil(shift_px / PARALLAX_PX / 2)), count - 1 + count % 2)
+    starts = np.arange((groups + 1) // 2) * count // groups
+    # alike from either end of time
+    for group in np.split(np.arange(count), [*starts[1:], *(count - starts[:0:-1])]):
         nearest = scene.seen_from(positions_m[group].mean(axis=0))
         for index in group:
             x, y, z = (scene.matrix @ rays[index] @ pixels).astype(np.float32)
-            light += scene.look_up(nearest, (x / z).reshape(height, width),
-                                   (y / z).reshape(height, width), positions_m[index])
-    return light / len(positions_m)
+            light += np.float32(weights[index]) * scene.look_up(
+                nearest, (x / z).reshape(height, width), (y / z).reshape(height, width),
+                positions_m[index])
+    return light / count
 
 
 class _Layers:

@@ -18,17 +18,14 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError
-from image_as_imu_ros.synthesis.blur import OVERSAMPLING
-from image_as_imu_ros.synthesis.keyframes import LAYERS, UNCOVERED_PX, Keyframe
-from image_as_imu_ros.synthesis.textures import GAMMA
+from image_as_imu_ros.synthesis.keyframes import LAYERS, OVERSAMPLING, UNCOVERED_PX, Keyframe
+from image_as_imu_ros.synthesis.textures import GAMMA, HELD_OUT_ROOM, ROOM_FILE
 from image_as_imu_ros.types import CameraIntrinsics
 
-HELD_OUT_ROOM = 'aws_small_warehouse'
-"""Never rendered for training."""
 SEED = 30_000_000
 WIDTH_PX, HEIGHT_PX = 640, 480
 FOCAL_PX = (150.0 * OVERSAMPLING, 520.0 * OVERSAMPLING)
-"""The focal lengths of `blur.sample_camera`, oversampled."""
+"""Focal lengths of 320 px wide images with fields of view of 94 to 34 deg, oversampled."""
 FARTHEST_M = 60.0
 """Triangles that reach farther from the median vertex are ground planes and skies."""
 PEEL_M = 0.01
@@ -102,7 +99,7 @@ class MeshRoom:
         :raises DataFormatError: if one of them is missing or unreadable
         """
         try:
-            with np.load(folder / 'scene.npz') as mesh:
+            with np.load(folder / ROOM_FILE) as mesh:
                 arrays = [mesh[key] for key in ('V', 'UV', 'F', 'MAT')]
             materials = json.loads((folder / 'materials.json').read_text())
         except (OSError, KeyError, ValueError, BadZipFile) as error:
@@ -205,7 +202,7 @@ def find_rooms(assets: Path, held_out: bool) -> list[Path]:
 
     :raises DataFormatError: if there is none
     """
-    rooms = sorted(path.parent for path in assets.rglob('scene.npz')
+    rooms = sorted(path.parent for path in assets.rglob(ROOM_FILE)
                    if (path.parent.name == HELD_OUT_ROOM) == held_out)
     if not rooms:
         raise DataFormatError(f'no scene.npz of a room {"held out" if held_out else "to train on"}'

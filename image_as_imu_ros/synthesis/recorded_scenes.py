@@ -28,9 +28,14 @@ from image_as_imu_ros.evaluation.sources.recording import StoredImage
 from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.synthesis import room
-from image_as_imu_ros.synthesis.blur import MAX_STEP_PX, OVERSAMPLING
-from image_as_imu_ros.synthesis.keyframes import LAYERS, Keyframe, average_light
-from image_as_imu_ros.synthesis.labelled_image import INSTANTS, LabelledImage
+from image_as_imu_ros.synthesis.exposure import MAX_STEP_SAMPLES
+from image_as_imu_ros.synthesis.keyframes import LAYERS, OVERSAMPLING, Keyframe, average_light
+from image_as_imu_ros.synthesis.labelled_image import (
+    INSTANTS,
+    LabelledImage,
+    mean_flow_px,
+    pose_matrix,
+)
 from image_as_imu_ros.synthesis.rgbd_recordings import (
     RgbdRecording,
     find_rgbd_recordings,
@@ -219,17 +224,20 @@ class RecordedScenes:
         path = self._path(number, first, middle, last)
         velocities = path.velocities(times_s, _STEP_SHARE * exposure_s)
         mean = np.trapezoid(velocities, times_s, axis=0) / exposure_s
-        start, end = _pose(path, times_s[0]), _pose(path, times_s[-1])
+        start, end = (pose_matrix(path.rotation(at_s).as_rotvec(), path.position_m(at_s))
+                      for at_s in times_s[[0, -1]])
         depth_m = _cut_out(view.depth_m, view.camera, camera, cv2.INTER_NEAREST)
+        inverse_depth = (1.0 / depth_m).astype(np.float32)
         label = LabelledImage(
-            np.zeros(depth_m.shape, np.uint8), (1.0 / depth_m).astype(np.float32), camera,
-            exposure_s, mean[:3], mean[3:],
+            np.zeros(depth_m.shape, np.uint8), inverse_depth,
+            mean_flow_px(mean * exposure_s, inverse_depth, camera), camera, exposure_s,
+            mean[:3], mean[3:],
             np.column_stack([times_s - times_s.mean(), velocities]),
             np.linalg.inv(end) @ start, recording.name, float(recording.t_s[first]))
         if np.linalg.norm(label.flow_px, axis=0).mean() > MAX_MEAN_FLOW_PX:
             return None
         if self._interpolator is None:
-            subframes = 1 + int(np.ceil(_reach_px(label) / MAX_STEP_PX))
+            subframes = 1 + int(np.ceil(_reach_px(label) * OVERSAMPLING / MAX_STEP_SAMPLES))
             share = (np.arange(subframes) + 0.5) / subframes
             at_s = times_s[0] + share * exposure_s
             light = average_light(self._keyframe(number, first, middle, last), camera,
@@ -347,13 +355,6 @@ def _filled(depth_m: np.ndarray) -> np.ndarray:
     nearest = distance_transform_edt(np.isnan(depth_m), return_distances=False,
                                      return_indices=True)
     return depth_m[tuple(nearest)]
-
-
-def _pose(path: _Path, time_s: float) -> np.ndarray:
-    """Pose at a time, (4, 4), in the axes of the path."""
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = path.rotation(time_s).as_matrix(), path.position_m(time_s)
-    return pose
 
 
 def _reach_px(label: LabelledImage) -> float:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from image_as_imu_ros.config import check, setting
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.synthesis.sequence_folder import SequenceFolder
-from image_as_imu_ros.synthesis.textures import GAMMA, procedural_texture
+from image_as_imu_ros.synthesis.textures import GAMMA, procedural_texture, tinted
 from image_as_imu_ros.synthesis.trajectory import Trajectory
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -232,9 +232,7 @@ def _paint_side(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _tinted_pattern(rng: np.random.Generator, size: int) -> np.ndarray:
-    pattern = np.minimum(procedural_texture(rng, size), 1)[..., None]
-    dark, bright = rng.uniform(0.02, 0.1, 3), rng.uniform(0.4, 0.9) * rng.uniform(0.7, 1, 3)
-    return (dark + pattern * (bright - dark)).astype(np.float32)
+    return tinted(rng, procedural_texture(rng, size))
 
 
 def _light_ceiling(rng: np.random.Generator, ceiling: np.ndarray) -> None:

@@ -29,10 +29,12 @@ class SequenceFolder:
     :param folder: must not exist
     :param source: what made the images, for meta.json
     :param meta: further content of meta.json
+    :param resume: go on with what a run of the same source and meta left when it was cut off
     :raises DataFormatError: if the folder exists or an image cannot be written
     """
 
-    def __init__(self, folder: Path, source: str, meta: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, source: str, meta: dict[str, Any],
+                 resume: bool = False) -> None:
         if folder.exists():
             raise DataFormatError(
                 f'{folder} already exists; remove it or choose another folder')
@@ -41,14 +43,25 @@ class SequenceFolder:
                       'convention': CONVENTION, **meta}
         self.partial = folder.with_name(f'{folder.name}.partial')
         """Where the folder's files are until it is complete."""
-        self._images = 0
+        self._resume = resume
+        self.images = 0
+        """Number of images so far."""
 
     def __enter__(self) -> SequenceFolder:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        (self.partial / 'frames').mkdir(parents=True)
-        self._file = (self.partial / 'frames.csv').open('w', newline='')
-        self._table = csv.writer(self._file)
-        self._table.writerow(COLUMNS)
+        table, meta = self.partial / 'frames.csv', self.partial / 'meta.json'
+        text = f'{json.dumps(self._meta, indent=2)}\n'
+        rows = [','.join(COLUMNS)]
+        if self._resume and meta.exists() and meta.read_text() == text:
+            # the last row may be cut short
+            rows = table.read_text().split('\n')[:-1] or rows
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            (self.partial / 'frames').mkdir(parents=True)
+            meta.write_text(text)
+        self.images = len(rows) - 1
+        table.write_text('\n'.join([*rows, '']))
+        self._file = table.open('a', newline='')
+        self._table = csv.writer(self._file, lineterminator='\n')
         return self
 
     def add(self, image: np.ndarray, mid_s: float, exposure_s: float,
@@ -60,8 +73,7 @@ class SequenceFolder:
         :param image: (H, W) gray or (H, W, 3) RGB, uint8
         :param angular_velocity_rad_s, linear_velocity_m_s: (3,), mean over the exposure
         """
-        name = f'frames/{self._images:06d}.png'
-        self._images += 1
+        name = f'frames/{self.images:06d}.png'
         if not cv2.imwrite(str(self.partial / name),
                            image[..., ::-1] if image.ndim == 3 else image):
             raise DataFormatError(f'cannot write {self.partial / name}; is the disk full?')
@@ -69,11 +81,15 @@ class SequenceFolder:
             name, f'{mid_s:.9f}', exposure_s, intrinsics.width_px, intrinsics.height_px,
             intrinsics.fx_px, intrinsics.fy_px, intrinsics.cx_px, intrinsics.cy_px,
             *(f'{value:.6f}' for value in (*angular_velocity_rad_s, *linear_velocity_m_s))])
+        self._file.flush()
+        self.images += 1
+
+    def remove(self, name: str) -> None:
+        """Remove a folder of intermediate files from within."""
+        shutil.rmtree(self.partial / name)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._file.close()
         if kind is None:
-            text = json.dumps(self._meta, indent=2)
-            (self.partial / 'meta.json').write_text(f'{text}\n')
             self.partial.rename(self._folder)

@@ -78,7 +78,7 @@ def _facts(image: LabelledImage) -> dict[str, Any]:
         'source': image.source, 'width_px': camera.width_px, 'height_px': camera.height_px,
         'fx_px': camera.fx_px, 'fy_px': camera.fy_px, 'cx_px': camera.cx_px,
         'cy_px': camera.cy_px, 'start_s': image.start_s,
-        'exposure_time_s': image.exposure_time_s,
+        'exposure_time_s': image.exposure_time_s, 'readout_time_s': image.readout_time_s,
         'angular_velocity_rad_s': image.angular_velocity_rad_s.tolist(),
         'linear_velocity_m_s': image.linear_velocity_m_s.tolist(),
         'T_end_start': image.T_end_start.tolist()}
@@ -133,16 +133,18 @@ class Shards:
                 for suffix, place in places.items():
                     tar.seek(place.offset)
                     files[suffix] = tar.read(place.size)
-            inverse_depth, velocities = (np.load(io.BytesIO(files[suffix])) for suffix in (
-                INVERSE_DEPTH, VELOCITIES))
+            inverse_depth, flow, velocities = (np.load(io.BytesIO(files[suffix])) for suffix in (
+                INVERSE_DEPTH, FLOW, VELOCITIES))
             facts = json.loads(files[FACTS])
             return LabelledImage(
                 decode_compressed(files[IMAGE]), inverse_depth.astype(np.float32),
+                flow.astype(np.float32),
                 CameraIntrinsics(*(facts[f'{name}_px'] for name in (
                     'width', 'height', 'fx', 'fy', 'cx', 'cy'))),
                 facts['exposure_time_s'], np.array(facts['angular_velocity_rad_s']),
                 np.array(facts['linear_velocity_m_s']), velocities,
-                np.array(facts['T_end_start']), facts['source'], facts['start_s'])
+                np.array(facts['T_end_start']), facts['source'], facts['start_s'],
+                facts['readout_time_s'])
         except (InputError, KeyError, OSError, TypeError, ValueError) as error:
             raise DataFormatError(f'image {index} of {path.parent}, in {path.name}, cannot be '
                                   f'read: {error!r}') from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -10,42 +11,96 @@ import numpy as np
 from image_as_imu_ros.errors import DataFormatError
 
 GAMMA = 2.2
+"""Of displays, nearly that of sRGB."""
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.hdr')
+PANORAMA_SUFFIX = '.hdr'
 MAX_SIDE_PX = 1600
+MIN_SIDE_PX = 64
+"""Of the coarsest level of a texture."""
 MIN_CONTRAST = 0.25
 """Images whose standard deviation is a smaller part of their mean show too little."""
 HELD_OUT_EVERY = 8
 """Every eighth image, in order of name, is kept for validation."""
+HELD_OUT_ROOM = 'aws_small_warehouse'
+"""This room's meshes are never rendered for training, nor its textures shown."""
+ROOM_FILE = 'scene.npz'
+LAMP = 255
+"""Code of what shines by itself."""
+TONES = (np.arange(256, dtype=np.float32) / (LAMP - 1)) ** np.float32(GAMMA)
+"""Linear light of the codes of a texture; reflecting surfaces have those below LAMP."""
 
 
-def load_textures(folder: Path, held_out: bool) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Texture:
+    """A picture in several resolutions, each half of the one before, finest first."""
+
+    levels: list[np.ndarray]
+    """(h, w, 3) uint8, indices of TONES; of panoramas a single one, float32 in linear light."""
+    panorama: bool = False
+    """Equirectangular, twice as wide as high, its middle ahead and its top up."""
+
+    @classmethod
+    def of_light(cls, light: np.ndarray) -> Texture:
+        """Halve a picture (h, w, 3) in linear light down to MIN_SIDE_PX, and encode it."""
+        levels = []
+        while not levels or min(light.shape[:2]) >= 2 * MIN_SIDE_PX:
+            if levels:
+                light = cv2.resize(light, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            codes = np.clip(light, 0.0, 1.0) ** np.float32(1.0 / GAMMA) * (LAMP - 1)
+            levels.append(np.rint(codes).astype(np.uint8))
+        return cls(levels)
+
+
+def image_files(folder: Path, held_out: bool) -> list[Path]:
     """
-    Load the images below a folder as linear-light gray.
+    The images below a folder that are for training, or those that are kept for validation.
 
-    :param held_out: the validation share instead of the training share
-    :returns: (H, W) float32 images, 0 to 1, brighter where the source has high dynamic range
-    :raises DataFormatError: if there is no readable image
+    Textures of a room's meshes are never kept as pictures; those of HELD_OUT_ROOM are neither.
     """
     paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
-    textures = []
+    chosen = []
     for index, path in enumerate(paths):
-        if (index % HELD_OUT_EVERY == 0) != held_out:
+        rooms = [parent for parent in path.parents if (parent / ROOM_FILE).is_file()]
+        if any(room.name == HELD_OUT_ROOM for room in rooms):
             continue
+        if (index % HELD_OUT_EVERY == 0) == held_out and not (rooms and held_out):
+            chosen.append(path)
+    return chosen
+
+
+def load_textures(folder: Path, held_out: bool) -> list[Texture]:
+    """
+    Load the images below a folder.
+
+    :param held_out: those of the validation share instead of the training share
+    :raises DataFormatError: if there is no readable image with some contrast
+    """
+    textures = []
+    for path in image_files(folder, held_out):
         image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
         if image is None:
             raise DataFormatError(f'cannot decode {path}; remove it or replace it')
         shrink = min(1.0, MAX_SIDE_PX / max(image.shape))
-        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        if path.suffix.lower() == '.hdr':
-            linear = gray / max(float(np.percentile(gray, 90)), 1e-6) * 0.8
-        else:
-            linear = (gray.astype(np.float32) / 255.0) ** GAMMA
-        linear = cv2.resize(linear, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        if linear.std() > MIN_CONTRAST * linear.mean():
-            textures.append(linear.clip(0.0, 50.0).astype(np.float32))
+        panorama = path.suffix.lower() == PANORAMA_SUFFIX
+        light = image[..., ::-1] if panorama else (image[..., ::-1] / np.float32(255.0)) ** GAMMA
+        light = cv2.resize(np.ascontiguousarray(light, np.float32), None, fx=shrink, fy=shrink,
+                           interpolation=cv2.INTER_AREA)
+        gray = cv2.cvtColor(light, cv2.COLOR_RGB2GRAY)
+        if panorama:
+            scale = 0.8 / max(float(np.percentile(gray, 90)), 1e-6)
+            light, gray = (scale * values for values in (light, gray))
+            light = light.clip(0.0, 50.0)
+        if gray.std() > MIN_CONTRAST * gray.mean():
+            textures.append(Texture([light], panorama) if panorama else Texture.of_light(light))
     if not textures:
         raise DataFormatError(f'no image ({", ".join(IMAGE_SUFFIXES)}) below {folder}')
     return textures
+
+
+def tinted(rng: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
+    """Colour a gray pattern, (h, w, 3) float32 in linear light, from a dark to a bright colour."""
+    dark, bright = rng.uniform(0.02, 0.1, 3), rng.uniform(0.4, 0.9) * rng.uniform(0.7, 1, 3)
+    return (dark + np.minimum(pattern, 1)[..., None] * (bright - dark)).astype(np.float32)
 
 
 def procedural_texture(rng: np.random.Generator, side_px: int = 640) -> np.ndarray:

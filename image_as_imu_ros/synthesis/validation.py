@@ -2,79 +2,126 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from image_as_imu_ros.config import EstimatorConfig
+from image_as_imu_ros.errors import DataFormatError
 from image_as_imu_ros.evaluation.metrics import SPEED_STRATA_RAD_S
 from image_as_imu_ros.model.network import STRIDE_PX
-from image_as_imu_ros.synthesis import blur, room
+from image_as_imu_ros.synthesis import keyframes as rooms
+from image_as_imu_ros.synthesis import mesh_rooms
+from image_as_imu_ros.synthesis.blur import Shot, plan, take
+from image_as_imu_ros.synthesis.motion import (
+    IMAGE_PX,
+    MAX_EXTENT_PX,
+    MAX_TURN_RAD,
+    ROLL_LEVER,
+    sample_camera,
+    translation_with,
+)
+from image_as_imu_ros.synthesis.sensor import SensorConfig
 from image_as_imu_ros.synthesis.sequence_folder import SequenceFolder
-from image_as_imu_ros.synthesis.textures import load_textures
-from image_as_imu_ros.synthesis.trajectory import Oscillation, Trajectory
-from image_as_imu_ros.types import CameraIntrinsics
+from image_as_imu_ros.synthesis.textures import ROOM_FILE, Texture, image_files, load_textures
 
 IMAGES = 2000
 SEED = 20_000_000
 """Of everything random here; training's and recordings' seeds stay below."""
-EXPOSURE_S = 0.01
+EXPOSURES_S = (5e-3, 20e-3)
+"""Logarithmic; shorter where the blur would be longer than any that training draws."""
 FRAME_INTERVAL_S = 0.05
-ROOM_EVERY = 4
-"""Every fourth image shows the room, the others held-out photographs and panoramas."""
-WIDTH_PX, HEIGHT_PX = 320, 224
+STRATA = len(SPEED_STRATA_RAD_S) - 1
+SCENES = ('room', 'panorama', 'photograph', 'photograph')
+"""Of five images each, one of every speed; then again."""
+IMAGES_PER_VIEW = 2 * STRATA * len(SCENES)
+"""The room is seen from another place after so many images; it takes a fourth of them."""
+SENSORS = SensorConfig(rolling_share=0.0, h264_share=0.0)
+"""Single images know of no readout; a codec's version must not decide on a fixed set."""
+
+
+def held_out_files(assets: Path) -> list[Path]:
+    """
+    What the set shows: held-out pictures, and the held-out room.
+
+    :raises DataFormatError: if there is no such room
+    """
+    room = mesh_rooms.find_rooms(assets, held_out=True)[0]
+    return [*image_files(assets, held_out=True), room / ROOM_FILE,
+            *sorted(path for path in (room / 'textures').iterdir())]
 
 
 def write_validation(folder: Path, assets: Path, images: int = IMAGES) -> None:
     """
     Write the validation set as a sequence folder; the same files make the same images.
 
-    Speeds are even within each of SPEED_STRATA_RAD_S, which take turns. Depth, which one image
-    cannot tell, is `EstimatorConfig.scene_depth` at the middle of a photograph and exact in the
-    room.
+    Speeds are even within each of SPEED_STRATA_RAD_S, which take turns, and so do SCENES.
+    Image i does not depend on how many there are; a run that was cut off goes on where it was.
+    Depth, which one image cannot tell, is `EstimatorConfig.scene_depth` at the distance of
+    reference: in the middle of a photograph, the median of a view of the room.
 
     :param folder: must not exist
-    :param assets: photographs and panoramas; of these the held-out share is used
+    :param assets: photographs, panoramas and meshes; of these the held-out share is used
     :param images: how many
-    :raises DataFormatError: if the folder exists or there are no photographs
+    :raises DataFormatError: if the folder exists, or a kind of scene is missing
+    :raises ConfigError: if embreex, which renders the room, is not installed
     """
+    shown = {str(path.relative_to(assets)): hashlib.sha256(path.read_bytes()).hexdigest()
+             for path in held_out_files(assets)}
     textures = load_textures(assets, held_out=True)
-    scene = room.Room(SEED)
-    develop = room.RecordingConfig()
-    with SequenceFolder(folder, 'validation set', {'seed': SEED, 'images': images}) as sequence:
-        for index in tqdm(range(images), 'rendering', unit='image'):
-            rng = np.random.default_rng([SEED, index])
-            stratum = index % (len(SPEED_STRATA_RAD_S) - 1)
-            speed = rng.uniform(*SPEED_STRATA_RAD_S[stratum:stratum + 2])
-            axis = rng.standard_normal(3)
-            angular = speed * axis / np.linalg.norm(axis)
-            camera = _camera(rng)
-            if index // (len(SPEED_STRATA_RAD_S) - 1) % ROOM_EVERY == 0:
-                trajectory = _through_the_room(rng, angular)
-                light = room.expose(scene, trajectory, camera, EXPOSURE_S, EXPOSURE_S)
-                image = room.develop(light, rng, develop.full_well, develop.read_noise)
-                linear = trajectory.linear_velocity_m_s(np.array([EXPOSURE_S]))[0]
-            else:
-                lever = np.cross(angular, rng.normal(0.0, 0.25, 3))
-                sample = blur.render(rng, textures[rng.integers(len(textures))], camera,
-                                     EXPOSURE_S * np.concatenate([angular, lever]), STRIDE_PX)
-                image, linear = sample.gray, lever * EstimatorConfig().scene_depth
-            sequence.add(image, index * FRAME_INTERVAL_S, EXPOSURE_S, camera, angular, linear)
+    kinds = {'panorama': [texture for texture in textures if texture.panorama],
+             'photograph': [texture for texture in textures if not texture.panorama]}
+    for kind, found in kinds.items():
+        if not found:
+            raise DataFormatError(f'no held-out {kind} below {assets}')
+    meta = {'seed': SEED, 'images': images, 'held_out': shown,
+            'sensors': dataclasses.asdict(SENSORS)}
+    with SequenceFolder(folder, 'validation set', meta, resume=True) as sequence:
+        views = sequence.partial / 'views'
+        mesh_rooms.write_keyframes(views, assets, -(-images // IMAGES_PER_VIEW), held_out=True)
+        paths = rooms.find_keyframes(views)
+        keyframe = lru_cache(maxsize=2)(lambda number: rooms.Keyframe.load(paths[number]))
+        with tqdm(total=images, initial=sequence.images, desc='images',
+                  unit='image') as progress:
+            while sequence.images < images:
+                first = sequence.images
+                last = min(first - first % STRATA + STRATA, images)
+                shots = [_plan(index, kinds, keyframe) for index in range(first, last)]
+                for index, sample in enumerate(take(shots), first):
+                    exposure_s = sample.path.exposure_s
+                    angular, linear = sample.motion.reshape(2, 3) / exposure_s
+                    sequence.add(sample.rgb, index * FRAME_INTERVAL_S, exposure_s,
+                                 sample.intrinsics, angular,
+                                 linear * EstimatorConfig().scene_depth)
+                progress.update(last - first)
+        sequence.remove('views')
 
 
-def _camera(rng: np.random.Generator) -> CameraIntrinsics:
-    """A phone's or webcam's camera, reduced to 320 px."""
-    focal_px = float(np.exp(rng.uniform(np.log(200.0), np.log(320.0))))
-    centre = np.array([(WIDTH_PX - 1) / 2, (HEIGHT_PX - 1) / 2]) + rng.normal(0.0, 4.0, 2)
-    return CameraIntrinsics(WIDTH_PX, HEIGHT_PX, focal_px, focal_px, *centre.tolist())
-
-
-def _through_the_room(rng: np.random.Generator, angular_rad_s: np.ndarray) -> Trajectory:
-    """An even turn about a pivot, from a random place and view; the exposure is in its middle."""
-    return Trajectory(
-        Oscillation.constant(tuple(angular_rad_s)), 2 * EXPOSURE_S,
-        lever_arm_m=tuple(rng.normal(0.0, 0.15, 3).clip(-0.4, 0.4)),
-        tremor_m=Oscillation.constant(tuple(rng.uniform(-0.5, 0.5, 3))),
-        start=Rotation.from_euler('yx', rng.uniform((-np.pi, -0.4), (np.pi, 0.4))))
+def _plan(index: int, kinds: dict[str, list[Texture]],
+          keyframe: Callable[[int], rooms.Keyframe]) -> Shot:
+    """Plan image `index`; views of the room are numbered."""
+    rng = np.random.default_rng([SEED, index])
+    turn, stratum = divmod(index, STRATA)
+    speed = rng.uniform(*SPEED_STRATA_RAD_S[stratum:stratum + 2])
+    axis = rng.standard_normal(3)
+    angular = speed * axis / np.linalg.norm(axis)
+    kind = SCENES[turn % len(SCENES)]
+    camera = sample_camera(rng, *IMAGE_PX, lens='wide' if kind == 'panorama' else None)
+    if kind == 'room':
+        view = keyframe(index // IMAGES_PER_VIEW)
+        focal_px = view.camera.fx_px / rooms.OVERSAMPLING
+        camera = dataclasses.replace(camera, fx_px=focal_px, fy_px=focal_px)
+    pixels_s = camera.fx_px * np.linalg.norm(angular * (1.0, 1.0, ROLL_LEVER))
+    exposure_s = min(float(np.exp(rng.uniform(*np.log(EXPOSURES_S)))),
+                     MAX_TURN_RAD / speed, MAX_EXTENT_PX / pixels_s)
+    rotation = angular * exposure_s
+    motion = np.concatenate([rotation, translation_with(rng, rotation)])
+    if kind == 'room':
+        return rooms.plan(rng, view, camera, motion, STRIDE_PX, SENSORS, exposure_s)
+    texture = kinds[kind][rng.integers(len(kinds[kind]))]
+    return plan(rng, texture, camera, motion, STRIDE_PX, SENSORS, exposure_s)

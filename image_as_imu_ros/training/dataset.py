@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,22 +22,25 @@ from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_gr
 from image_as_imu_ros.model.network import STRIDE_PX
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.synthesis import keyframes as rooms
-from image_as_imu_ros.synthesis.blur import (
-    OVERSAMPLING,
-    Sample,
-    render,
+from image_as_imu_ros.synthesis.blur import Sample, Shot, draw_sensor, plan, take
+from image_as_imu_ros.synthesis.labelled_image import LabelledImage
+from image_as_imu_ros.synthesis.motion import (
+    DISTANCE_M,
     sample_camera,
     sample_motion,
 )
-from image_as_imu_ros.synthesis.labelled_image import LabelledImage
+from image_as_imu_ros.synthesis.sensor import RETAKE, SensorConfig, SensorParameters, retake
 from image_as_imu_ros.synthesis.shards import Shards
 from image_as_imu_ros.synthesis.textures import (
     HELD_OUT_EVERY,
+    HELD_OUT_ROOM,
+    Texture,
     load_textures,
     procedural_texture,
+    tinted,
 )
-from image_as_imu_ros.training.augmentation import augment
 from image_as_imu_ros.training.pseudo_labels import DenseSample, label_files, read_label
+from image_as_imu_ros.types import CameraIntrinsics
 
 CROPS_PER_DRAWING = 64
 """Procedural textures are drawn anew after so many crops; drawing costs ten crops."""
@@ -45,8 +48,11 @@ KEYFRAMES_AT_A_TIME = 8
 """Rooms take turns among so many keyframes over 4 CROPS_PER_DRAWING; reading costs two crops."""
 MAX_MEAN_FLOW_PX = 30.0
 """The paper leaves out images that are blurred more."""
-DISTANCE_RANGE_M = (0.5, 6.0)
-"""Of the plane; even on a logarithmic scale."""
+FAR_M = 100.0
+"""Depth of what has none."""
+SENSORS = SensorConfig()
+ONE_MOTION_SENSORS = SensorConfig(rolling_share=0.0)
+"""The paper's network answers with one motion for all rows."""
 HELD_OUT_SHARE = 0.125
 """Of each recording, or of a dataset in shards, at its end."""
 
@@ -54,7 +60,19 @@ Batch = tuple[Tensor, ...]
 
 
 class Factory(Protocol):
-    """Makes image number i of a seed, whoever asks and in whatever order."""
+    """
+    Makes image number i of a seed, whoever asks and in whatever order.
+
+    What is random is decided image by image in `plan`, on the CPU; `finish` makes the images of
+    many plans at once, on any device.
+    """
+
+    def plan(self, index: int) -> Any:
+        """Decide on image `index`."""
+
+    @staticmethod
+    def finish(plans: list[Any], device: str | torch.device = 'cpu') -> list[Any]:
+        """Make the images that are planned."""
 
     def crop(self, index: int) -> Any:
         """Make image `index`."""
@@ -83,48 +101,72 @@ class CropFactory:
         self.drawing = lru_cache(maxsize=16)(self._drawing)
         self.keyframes = [] if keyframes is None else [
             path for index, path in enumerate(rooms.find_keyframes(keyframes))
-            if (index % HELD_OUT_EVERY == 0) == held_out]
+            if (index % HELD_OUT_EVERY == 0) == held_out and HELD_OUT_ROOM not in path.name]
         self.keyframe = lru_cache(maxsize=2 * KEYFRAMES_AT_A_TIME)(self._keyframe)
 
-    def _drawing(self, number: int) -> np.ndarray:
-        return procedural_texture(np.random.default_rng([self.seed, 1, number]))
+    def _drawing(self, number: int) -> Texture:
+        rng = np.random.default_rng([self.seed, 1, number])
+        return Texture.of_light(tinted(rng, procedural_texture(rng)))
 
     def _keyframe(self, number: int) -> rooms.Keyframe:
         rng = np.random.default_rng([self.seed, 2, number])
         return rooms.Keyframe.load(self.keyframes[rng.integers(len(self.keyframes))])
 
-    def texture(self, rng: np.random.Generator, index: int) -> np.ndarray:
+    def texture(self, rng: np.random.Generator, index: int) -> Texture:
         """Choose the texture of image `index`."""
         if rng.random() < self.config.procedural or not self.photographs:
             block = index // (4 * CROPS_PER_DRAWING)
             return self.drawing(4 * block + int(rng.integers(4)))
         return self.photographs[rng.integers(len(self.photographs))]
 
-    def crop(self, index: int) -> Sample:
-        """Make crop `index`."""
+    def plan(self, index: int) -> Shot:
+        """Plan crop `index`."""
         rng = np.random.default_rng([self.seed, 0, index])
         if self.keyframes and rng.random() < self.config.rooms:
             block = index // (4 * CROPS_PER_DRAWING)
             number = KEYFRAMES_AT_A_TIME * block + int(rng.integers(KEYFRAMES_AT_A_TIME))
-            return self._crop_of_room(rng, self.keyframe(number))
+            return self._plan_of_room(rng, self.keyframe(number))
         texture = self.texture(rng, index)
-        camera = sample_camera(rng, self.config.width, self.config.height)
-        return render(rng, texture, camera, sample_motion(rng, camera.fx_px), self.stride_px)
+        camera = self.camera(rng, texture)
+        return plan(rng, texture, camera, sample_motion(rng, camera.fx_px), self.stride_px,
+                    SENSORS)
 
-    def _crop_of_room(self, rng: np.random.Generator, keyframe: rooms.Keyframe) -> Sample:
+    def camera(self, rng: np.random.Generator, texture: Texture) -> CameraIntrinsics:
+        """Draw the camera for a texture: panoramas are sharp enough for wide lenses alone."""
+        lens = 'wide' if texture.panorama else None
+        return sample_camera(rng, self.config.width, self.config.height, lens)
+
+    def _plan_of_room(self, rng: np.random.Generator, keyframe: rooms.Keyframe) -> Shot:
         camera = sample_camera(rng, self.config.width, self.config.height)
         # nearly the keyframe's own focal length, so that its pixels are small enough
-        focal_px = keyframe.camera.fx_px / OVERSAMPLING
+        focal_px = keyframe.camera.fx_px / rooms.OVERSAMPLING
         camera = replace(camera, fx_px=focal_px, fy_px=focal_px * camera.fy_px / camera.fx_px)
-        motion = sample_motion(rng, focal_px)
-        return rooms.render(rng, keyframe, camera, motion, self.stride_px)
+        return rooms.plan(rng, keyframe, camera, sample_motion(rng, focal_px), self.stride_px,
+                          SENSORS)
+
+    @staticmethod
+    def finish(plans: list[Shot], device: str | torch.device = 'cpu') -> list[Sample]:
+        """Take the photographs that are planned."""
+        return take(plans, device)
+
+    def crop(self, index: int) -> Any:
+        """Make crop `index`."""
+        (sample,) = self.finish([self.plan(index)])
+        return sample
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """Stack samples: gray (B, 1, H, W) uint8, field (B, h, w, 2, 6) and motion (B, 6)."""
+        """
+        Stack samples.
+
+        :returns: gray (B, 1, H, W) uint8, field (B, h, w, 2, 6), motion (B, 6), and the
+            displacement at the cells (B, h, w, 2), which is the field times the motion unless
+            the shutter rolls
+        """
         return (torch.from_numpy(np.stack([s.gray for s in samples])[:, None]),
                 torch.from_numpy(np.stack([s.field for s in samples])),
-                torch.from_numpy(np.stack([s.motion for s in samples])).float())
+                *(torch.from_numpy(np.stack(arrays)).float() for arrays in (
+                    [s.motion for s in samples], [s.flow_px for s in samples])))
 
 
 def collate_dense(samples: list[DenseSample]) -> Batch:
@@ -144,37 +186,37 @@ def collate_dense(samples: list[DenseSample]) -> Batch:
 
 
 class DenseFactory(CropFactory):
-    """
-    Synthetic images with dense flow and depth, without end; their colours are all gray.
-
-    :param held_out: as for `CropFactory`; held-out images are not augmented
-    """
+    """Synthetic images in colour with dense flow and depth, without end."""
 
     collate = staticmethod(collate_dense)
 
-    def __init__(self, config: TrainingConfig, assets: Path | None, held_out: bool) -> None:
-        super().__init__(config, assets, held_out)
-        self.held_out = held_out
-
-    def crop(self, index: int) -> DenseSample:
-        """Make image `index`."""
+    def plan(self, index: int) -> tuple[Shot, float]:
+        """Plan image `index`, and the distance of its scene, m."""
         rng = np.random.default_rng([self.seed, 0, index])
         texture = self.texture(rng, index)
-        camera = sample_camera(rng, self.config.width, self.config.height)
+        camera = self.camera(rng, texture)
         cells = motion_field_matrix(pixel_grid(camera.width_px, camera.height_px, 16), camera)
         while True:
             motion = sample_motion(rng, camera.fx_px)
             if np.linalg.norm(cells @ motion, axis=-1).mean() <= MAX_MEAN_FLOW_PX:
                 break
-        sample = render(rng, texture, camera, motion, stride_px=1)
-        distance_m = float(np.exp(rng.uniform(*np.log(DISTANCE_RANGE_M))))
-        # the field's column of sideways motion is -f d / Z
-        depth_m = -distance_m * camera.fx_px / sample.field[..., 0, 3]
-        rgb = np.repeat(sample.gray[..., None], 3, axis=-1)
-        return DenseSample(
-            rgb if self.held_out else augment(rng, rgb),
-            sample.flow_px.astype(np.float32).transpose(2, 0, 1), depth_m.astype(np.float32),
-            motion * ([1.0] * 3 + [distance_m] * 3), camera)
+        shot = plan(rng, texture, camera, motion, stride_px=1, sensors=ONE_MOTION_SENSORS)
+        return shot, FAR_M if texture.panorama else float(np.exp(rng.uniform(*np.log(DISTANCE_M))))
+
+    @staticmethod
+    def finish(plans: list[tuple[Shot, float]],
+               device: str | torch.device = 'cpu') -> list[DenseSample]:
+        """Take the photographs that are planned."""
+        shots, distances_m = zip(*plans)
+        samples = []
+        for sample, distance_m in zip(take(shots, device), distances_m):
+            labels = sample.labels
+            depth_m = distance_m / np.maximum(labels.inverse_depth, distance_m / FAR_M)
+            samples.append(DenseSample(
+                sample.rgb, labels.flow_px.astype(np.float32).transpose(2, 0, 1),
+                depth_m.astype(np.float32), labels.motion * ([1.0] * 3 + [distance_m] * 3),
+                sample.intrinsics))
+        return samples
 
 
 class LabelledFactory:
@@ -214,16 +256,32 @@ class LabelledFactory:
         epoch, place = divmod(index, len(self.files))
         return self.files[self.order(epoch)[place]]
 
-    def crop(self, index: int) -> DenseSample:
+    def read(self, index: int) -> DenseSample:
         """Read image `index`, counted over all passes."""
-        return self.augmented(read_label(self.file(index)), index)
+        return read_label(self.file(index))
 
-    def augmented(self, sample: DenseSample, index: int) -> DenseSample:
-        """Change an image that is not held out as another camera might."""
-        if self.held_out:
-            return sample
+    def plan(self, index: int) -> tuple[DenseSample, SensorParameters | None]:
+        """Read image `index`, counted over all passes, and draw a camera to retake it with."""
+        sample = self.read(index)
         rng = np.random.default_rng([self.seed, 0, index])
-        return replace(sample, rgb=augment(rng, sample.rgb))
+        return sample, None if self.held_out else draw_sensor(rng, RETAKE)
+
+    @staticmethod
+    def finish(plans: list[tuple[DenseSample, SensorParameters | None]],
+               device: str | torch.device = 'cpu') -> list[DenseSample]:
+        """Photograph what was read once more, unless it is held out."""
+        samples, sensors = zip(*plans)
+        if None in sensors:
+            return list(samples)
+        images = torch.from_numpy(np.stack([sample.rgb for sample in samples])).to(device)
+        images = retake(images.movedim(-1, 1), [s.intrinsics for s in samples], sensors)
+        return [replace(sample, rgb=image)
+                for sample, image in zip(samples, images.movedim(1, -1).cpu().numpy())]
+
+    def crop(self, index: int) -> DenseSample:
+        """Make image `index`."""
+        (sample,) = self.finish([self.plan(index)])
+        return sample
 
 
 class ShardFactory(LabelledFactory):
@@ -245,12 +303,19 @@ class ShardFactory(LabelledFactory):
         self.dense = is_dense(config)
         self.collate = collate_dense if self.dense else CropFactory.collate
 
-    def crop(self, index: int) -> Sample | DenseSample:
-        """
-        Read image `index`, counted over all passes.
+    def read(self, index: int) -> DenseSample:
+        """Read image `index`, counted over all passes."""
+        return dense_sample(self._image(index))
 
-        :raises ConfigError: if it is not of the size to train on
-        """
+    def plan(self, index: int) -> CellSample | tuple[DenseSample, SensorParameters | None]:
+        """Read image `index`, counted over all passes."""
+        return super().plan(index) if self.dense else cell_sample(self._image(index))
+
+    def finish(self, plans: list[Any], device: str | torch.device = 'cpu') -> list[Any]:
+        """Photograph once more what a dense network is to see."""
+        return super().finish(plans, device) if self.dense else plans
+
+    def _image(self, index: int) -> LabelledImage:
         image = self.shards[self.file(index)]
         camera = image.intrinsics
         if (camera.width_px, camera.height_px) != (self.config.width, self.config.height):
@@ -258,22 +323,35 @@ class ShardFactory(LabelledFactory):
                 f'shards: the images of {self.config.shards} have {camera.width_px}x'
                 f'{camera.height_px} px, not {self.config.width}x{self.config.height}; set width '
                 'and height')
-        return self.augmented(dense_sample(image), index) if self.dense else cell_sample(image)
+        return image
 
 
-def cell_sample(image: LabelledImage) -> Sample:
+@dataclass(frozen=True)
+class CellSample:
+    """What a network of distributions is taught; the fields are those of `Sample`."""
+
+    gray: np.ndarray
+    field: np.ndarray
+    motion: np.ndarray
+    flow_px: np.ndarray
+    intrinsics: CameraIntrinsics
+
+
+def cell_sample(image: LabelledImage) -> CellSample:
     """What `CropFactory` makes, of an image of a dataset."""
     camera, gray = image.intrinsics, image.image
     if gray.ndim == 3:
         gray = cv2.cvtColor(gray, cv2.COLOR_RGB2GRAY)
     grid = pixel_grid(camera.width_px, camera.height_px, STRIDE_PX)
-    inverse_depth = cv2.remap(image.inverse_depth_per_m, grid.astype(np.float32), None,
-                              cv2.INTER_NEAREST)
+    places = grid.astype(np.float32)
+    inverse_depth = cv2.remap(image.inverse_depth_per_m, places, None, cv2.INTER_NEAREST)
+    flow_px = cv2.remap(np.ascontiguousarray(image.flow_px.transpose(1, 2, 0)), places, None,
+                        cv2.INTER_LINEAR)
     distance_m = 1.0 / float(np.median(inverse_depth))
     field = motion_field_matrix(grid, camera)
     field[..., 3:] *= (inverse_depth * distance_m)[..., None, None]
-    return Sample(gray, field.astype(np.float32),
-                  image.motion / np.repeat([1.0, distance_m], 3), camera)
+    return CellSample(gray, field.astype(np.float32),
+                      image.motion / np.repeat([1.0, distance_m], 3), flow_px, camera)
 
 
 def dense_sample(image: LabelledImage) -> DenseSample:
@@ -325,18 +403,20 @@ class CropBatches(IterableDataset):
 
     :param start: index of the first image of the first batch
     :param process: which of the processes that train together
+    :param finished: make batches; otherwise lists of plans, for the factory's `finish` and
+        `collate` on another device
     """
 
     def __init__(self, config: TrainingConfig, assets: Path | None, start: int,
                  labels: tuple[Path, ...] = (), process: int = 0, processes: int = 1,
-                 keyframes: Path | None = None) -> None:
+                 keyframes: Path | None = None, finished: bool = True) -> None:
         self.config, self.assets, self.labels, self.start = config, assets, labels, start
-        self.keyframes = keyframes
+        self.keyframes, self.finished = keyframes, finished
         self.share = config.batch // processes
         self.offset = process * self.share
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches as the factory's `collate` makes them."""
+    def __iter__(self) -> Iterator[Batch | list[Any]]:
+        """Yield batches as the factory's `collate` makes them, or their plans."""
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         info = get_worker_info()
@@ -348,4 +428,5 @@ class CropBatches(IterableDataset):
             indices = range(first + self.offset, first + self.offset + self.share)
             if self.config.overfit:
                 indices = [index % self.config.overfit for index in indices]
-            yield factory.collate([factory.crop(index) for index in indices])
+            plans = [factory.plan(index) for index in indices]
+            yield factory.collate(factory.finish(plans)) if self.finished else plans

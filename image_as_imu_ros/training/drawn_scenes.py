@@ -10,12 +10,10 @@ import numpy as np
 
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.synthesis.blur import Sample
-from image_as_imu_ros.synthesis.labelled_image import LabelledImage, symmetric_pose
-from image_as_imu_ros.training.dataset import DISTANCE_RANGE_M, CropFactory
+from image_as_imu_ros.synthesis.labelled_image import INSTANTS, LabelledImage, pose_matrix
+from image_as_imu_ros.synthesis.motion import DISTANCE_M
+from image_as_imu_ros.training.dataset import FAR_M, CropFactory
 
-MAX_SPEED_RAD_S = 25.0
-EXPOSURE_RANGE_S = (0.5e-3, 33e-3)
-"""Even on a logarithmic scale, where the speed allows it."""
 _SETTINGS = ('seed', 'width', 'height', 'procedural', 'rooms')
 
 
@@ -23,7 +21,7 @@ class DrawnScenes:
     """
     Textures, photographs and rooms under random motion, as `CropFactory` draws them.
 
-    These have no scale and no clock: the distance of the scene and the exposure are drawn, too.
+    These have no scale: the distance of the scene is drawn, too.
 
     :param images: how many
     """
@@ -50,17 +48,23 @@ class DrawnScenes:
 
 def labelled(sample: Sample, rng: np.random.Generator) -> LabelledImage:
     """
-    Give a sample metres and seconds.
+    Give a sample metres.
 
-    :param sample: with its motion field at every pixel
+    :param sample: with its labels at every pixel
     """
-    distance_m = float(np.exp(rng.uniform(*np.log(DISTANCE_RANGE_M))))
-    shortest_s = np.clip(np.linalg.norm(sample.motion[:3]) / MAX_SPEED_RAD_S, *EXPOSURE_RANGE_S)
-    exposure_s = float(np.exp(rng.uniform(*np.log([shortest_s, EXPOSURE_RANGE_S[1]]))))
-    motion = sample.motion * np.repeat([1.0, distance_m], 3)
-    # the field's column of sideways motion is -f d / Z
-    inverse_depth = -sample.field[..., 0, 3] / (sample.intrinsics.fx_px * distance_m)
-    angular_rad_s, linear_m_s = np.split(motion / exposure_s, 2)
+    labels, path = sample.labels, sample.path
+    distance_m = float(np.exp(rng.uniform(*np.log(DISTANCE_M))))
+    scale = np.repeat([1.0, distance_m], 3)
+    angular_rad_s, linear_m_s = np.split(labels.motion * scale / path.exposure_s, 2)
+    times_s = path.exposure_s * np.linspace(-0.5, 0.5, INSTANTS)
+    velocities = np.stack([np.interp(times_s, path.times_s, values)
+                           for values in path.velocity.T], axis=1) * scale
+    start, end = (pose_matrix(rotation, position * distance_m)
+                  for rotation, position in zip(*path.pose(times_s[[0, -1]])))
+    gray = (sample.rgb == sample.rgb[..., :1]).all()
     return LabelledImage(
-        sample.gray, inverse_depth.astype(np.float32), sample.intrinsics, exposure_s,
-        angular_rad_s, linear_m_s, np.zeros((0, 7)), symmetric_pose(motion), 'drawn scene')
+        sample.rgb[..., 0] if gray else sample.rgb,
+        np.maximum(labels.inverse_depth / distance_m, 1.0 / FAR_M).astype(np.float32),
+        labels.flow_px.astype(np.float32).transpose(2, 0, 1), sample.intrinsics, path.exposure_s,
+        angular_rad_s, linear_m_s, np.column_stack([times_s, velocities]),
+        np.linalg.inv(end) @ start, 'drawn scene', readout_time_s=sample.sensor.readout_s)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import WeightsError
 from image_as_imu_ros.geometry.blur_solver import CELLS_PER_WITNESS
 from image_as_imu_ros.geometry.displacement_bins import (
@@ -30,12 +30,12 @@ from image_as_imu_ros.model.network import (
     ANGLES,
     DIRECTIONS,
     RATIOS,
-    STRIDE_PX,
     DisplacementNetwork,
     filter_table,
 )
-from image_as_imu_ros.synthesis.blur import ROLL_LEVER, render, sample_camera, sample_motion
-from image_as_imu_ros.synthesis.textures import load_textures, procedural_texture
+from image_as_imu_ros.synthesis.blur import Sample
+from image_as_imu_ros.synthesis.motion import ROLL_LEVER
+from image_as_imu_ros.training.dataset import CropFactory
 from image_as_imu_ros.training.losses import RIVALS, rival_motions
 
 WIDTH_PX, HEIGHT_PX = 320, 224
@@ -47,27 +47,22 @@ RIDGE = 0.013
 """Of the squared weights against a single image, in units of the evidence's spread."""
 
 
-def evidence(network: DisplacementNetwork, seed: int, index: int,
-             textures: list[np.ndarray]) -> Tensor:
+def evidence(network: DisplacementNetwork, sample: Sample, seed: int) -> Tensor:
     """
     What the network and the features say for the true motion of an image and for its rivals.
 
+    :param seed: of the rivals
     :returns: (1 + RIVALS + FAR_RIVALS, 1 + ANGLES * RATIOS), the true motion first
     """
-    rng = np.random.default_rng([seed, index])
-    camera = sample_camera(rng, WIDTH_PX, HEIGHT_PX)
-    motion = sample_motion(rng, camera.fx_px)
-    texture = procedural_texture(rng) if rng.random() < PROCEDURAL \
-        else textures[rng.integers(len(textures))]
-    sample = render(rng, texture, camera, motion, STRIDE_PX)
-    generator = torch.Generator().manual_seed(index)
-    truth = torch.from_numpy(motion).float()[None]
-    near = rival_motions(truth, torch.tensor([camera.fx_px]), generator)[0]
+    generator = torch.Generator().manual_seed(seed)
+    focal_px = sample.intrinsics.fx_px
+    truth = torch.from_numpy(sample.motion).float()[None]
+    near = rival_motions(truth, torch.tensor([focal_px]), generator)[0]
     axis = functional.normalize(torch.randn(FAR_RIVALS, 3, generator=generator), dim=-1)
     length_px = RADIUS_SCALE_PX * torch.expm1(
         torch.rand(FAR_RIVALS, 1, generator=generator)
         * math.log1p(0.7 * MAX_RADIUS_PX / RADIUS_SCALE_PX))
-    turn = axis * length_px / (camera.fx_px * torch.tensor([1.0, 1.0, ROLL_LEVER]))
+    turn = axis * length_px / (focal_px * torch.tensor([1.0, 1.0, ROLL_LEVER]))
     lever = 0.15 * torch.randn(FAR_RIVALS, 3, generator=generator)
     far = torch.cat([turn, lever * turn.norm(dim=-1, keepdim=True)], dim=-1)
     motions = torch.cat([truth, near, far])
@@ -108,13 +103,14 @@ def fit_filter(network: DisplacementNetwork, assets: Path, images: int, seed: in
     if not isinstance(network, DisplacementNetwork):
         raise WeightsError(f'weights of the architecture "{network.architecture}" have no filter')
     network.eval()
+    config = TrainingConfig(seed=seed, width=WIDTH_PX, height=HEIGHT_PX, procedural=PROCEDURAL)
     shares = ((False, images, 'fitting'), (True, max(images // 5, 1), 'held out'))
     evidences = []
     with torch.no_grad():
         for held_out, count, name in shares:
-            textures = load_textures(assets, held_out)
+            scenes = CropFactory(config, assets, held_out)
             evidences.append(torch.stack([
-                evidence(network, 2 * seed + held_out, index, textures)
+                evidence(network, scenes.crop(index), index)
                 for index in tqdm(range(count), name, unit='image')]))
     training, validation = evidences
     scale = training.std(dim=(0, 1)) + 1e-6

@@ -22,7 +22,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
     interpolation,
 )
 from image_as_imu_ros.geometry.flow_solver import DEPTH_RANGE_M
-from image_as_imu_ros.synthesis.blur import ROLL_LEVER
+from image_as_imu_ros.synthesis.motion import ROLL_LEVER
 
 RIVALS = 16
 """Motions that each image's true motion is compared with."""

@@ -41,20 +41,20 @@ class DistributionObjective:
 
     def losses(self, network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Losses `cells` and `motions`, nats."""
-        gray, field, motion = batch
+        gray, field, motion, flow_px = batch
         logits = _predicted(network, gray)
         focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
         rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
-        return {'cells': distribution_loss(logits, _flow(field, motion)),
+        return {'cells': distribution_loss(logits, flow_px),
                 'motions': MOTION_WEIGHT * motion_loss(logits, field, motion, rivals)}
 
     def picture(self, network: nn.Module, batch: Batch) -> Tensor:
         """Input; flow by the mean double-angle vector of each cell; true flow."""
-        gray, field, motion = batch
+        gray, _, _, flow_px = batch
         logits = _predicted(network, gray).float()
         vectors = double_angle(bin_displacements().to(logits))
         predicted = torch.einsum('bkhw,kc->bhwc', logits.softmax(dim=1), vectors)
-        true = double_angle(_flow(field, motion))
+        true = double_angle(flow_px)
         return _grid([gray.expand(-1, 3, -1, -1) / 255.0,
                       *(flow_picture(vectors).repeat_interleave(STRIDE_PX, 2)
                         .repeat_interleave(STRIDE_PX, 3) for vectors in (predicted, true))])
@@ -99,11 +99,6 @@ def _predicted(network: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, Tens
     """Run a network on images (B, C, H, W) uint8, in mixed precision."""
     with torch.autocast(image.device.type, torch.bfloat16):
         return network(image.float() / 255.0)
-
-
-def _flow(field: Tensor, motion: Tensor) -> Tensor:
-    """Displacement at the cells, (B, h, w, 2), px."""
-    return torch.einsum('bhwij,bj->bhwi', field, motion)
 
 
 def _grid(columns: list[Tensor]) -> Tensor:

@@ -140,8 +140,9 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     model, optimizer = accelerator.prepare(network, optimizer)
 
     # where the crops come from and the results go to
+    on_cpu = accelerator.device.type == 'cpu'  # else images are made where the network is
     loader = DataLoader(CropBatches(config, assets, crops, labels, rank, processes,
-                                    keyframes),
+                                    keyframes, finished=on_cpu),
                         batch_size=None, num_workers=config.workers,
                         prefetch_factor=6 if config.workers else None,
                         # OpenCV's threads do not survive a fork
@@ -160,6 +161,8 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     with tqdm(total=config.crops, initial=crops, unit='crop', smoothing=0.02,
               disable=not main_process) as progress:
         for step, batch in enumerate(loader):
+            if not on_cpu:
+                batch = factory.collate(factory.finish(batch, accelerator.device))
             optimizer.param_groups[0]['lr'] = rate = learning_rate(config, crops)
             # as in any other run that comes to this crop
             seed = config.seed + crops + rank * (config.batch // processes)
