@@ -335,6 +335,21 @@ def test_the_path_does_not_go_over_a_jump_beyond_the_exposure(scene, monkeypatch
     np.testing.assert_allclose(image.linear_velocity_m_s, SPEED_M_S, atol=5e-3)
 
 
+def test_frames_without_a_pose_are_passed_over(frames, tmp_path):
+    folder = write_scene(tmp_path / 'scene', frames)
+    path = folder / 'iphone' / 'pose_intrinsic_imu.json'
+    poses = json.loads(path.read_text())
+    del poses['frame_000003']['aligned_pose']
+    poses['frame_000007']['aligned_pose'][0][3] = float('nan')
+    path.write_text(json.dumps(poses))
+    recording = open_rgbd_recording(folder)
+    assert len(recording.t_s) == len(recording.depths) == FRAMES - 2
+    np.testing.assert_allclose(recording.positions_m[3], in_world(4 / RATE_HZ)[:3, 3], atol=1e-9)
+    np.testing.assert_allclose(recording.depths[3](), frames[1][4], atol=5.1e-4)
+    images = [stored.decode() for stored in recording.read()]
+    assert np.abs(images[3].astype(int) - frames[0][4]).mean() < 2
+
+
 def test_a_frame_that_cannot_be_read_costs_the_images_that_need_it(frames, tmp_path, capsys):
     folder = write_scene(tmp_path / 'scene', frames)
     (folder / 'iphone' / 'rgb' / 'frame_000004.jpg').write_bytes(b'not an image')
@@ -395,6 +410,10 @@ def test_folder_of_the_app_is_read_with_the_depth_of_each_image(app_folder):
     assert len(list(recording.read())) == 7
     with pytest.raises(ConfigError, match='no poses of COLMAP'):
         open_rgbd_recording(app_folder, colmap=True)
+    with pytest.raises(DataFormatError, match='no depth images'):
+        (app_folder / 'depth').rename(app_folder / 'depth_elsewhere')
+        open_rgbd_recording(app_folder)
+    (app_folder / 'depth_elsewhere').rename(app_folder / 'depth')
     image = RecordedScenes((app_folder,), DatasetConfig(
         width=128, height=96, frames_apart=2, frame_step=1)).draw(0)
     np.testing.assert_allclose(image.linear_velocity_m_s, [0.9, 0, 0], atol=1e-6)

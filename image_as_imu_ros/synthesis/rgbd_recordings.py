@@ -129,6 +129,8 @@ def open_rgbd_recording(folder: Path, colmap: bool = False) -> RgbdRecording:
         return _open_scannetpp(folder, colmap)
     if colmap:
         raise ConfigError(f'{folder} is a StrayScanner folder, which has no poses of COLMAP')
+    if not (folder / 'depth').is_dir():
+        raise DataFormatError(f'{folder} has no depth images in depth/')
     recording = open_strayscanner(folder, RecordingOptions(image_size='full', depth=True))
     (stream,), odometry = recording.streams, read_odometry(folder)
     rows = np.searchsorted(odometry.t_ns, [record.stamp_ns for record in stream.records])
@@ -186,7 +188,8 @@ def _read_poses(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
     """Names, times in s, (N, 4, 4) poses in the world and (N, 3, 3) camera matrices of frames."""
     try:
         frames: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        names = sorted(frames)
+        names = [name for name in sorted(frames)
+                 if np.isfinite(np.array(frames[name].get('aligned_pose', np.nan), float)).all()]
         t_s = np.array([frames[name]['timestamp'] for name in names], float)
         poses = np.array([frames[name]['aligned_pose'] for name in names], float)
         matrices = np.array([frames[name]['intrinsic'] for name in names], float)
