@@ -88,7 +88,8 @@ CAUSES = {
 }
 
 LICENCES = {
-    'accelerate': 'Apache-2.0', 'allantools': 'LGPL-3.0-or-later', 'embreex': 'BSD-2-Clause',
+    'accelerate': 'Apache-2.0', 'allantools': 'LGPL-3.0-or-later',
+    'av': 'BSD-3-Clause', 'embreex': 'BSD-2-Clause',
     'evo': 'GPL-3.0-only', 'lz4': 'BSD-3-Clause', 'matplotlib': 'PSF-based, BSD-compatible',
     'numpy': 'BSD-3-Clause',
     'opencv-python-headless': 'Apache-2.0', 'pycolmap': 'BSD-3-Clause', 'pyyaml': 'MIT',

@@ -1,8 +1,10 @@
 """The benchmark states its settings and orders its percentiles; how fast it is depends on you."""
 
 import json
+import os
 
 import pytest
+import torch
 
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.evaluation import benchmark as module
@@ -90,3 +92,35 @@ def test_latency_over_dds_tells_times_counts_and_load(tmp_path, capsys):
     assert result['ms']['processing']['p50'] <= result['ms']['latency']['p50']
     assert len(result['load_average']) == 3
     assert 'overhead' in capsys.readouterr().out
+
+
+def time_synthesis(tmp_path, *words):
+    """Run the verb and read what it writes."""
+    assert main(['benchmark', '--mode', 'synthesis', '--json', str(tmp_path / 's.json'),
+                 *words]) == 0
+    return json.loads((tmp_path / 's.json').read_text())
+
+
+def test_synthesis_is_timed_by_stage_and_altogether(tmp_path, capsys):
+    result = time_synthesis(tmp_path, '--size', '96x64', '--frames', '32', '--workers', '0')
+    assert 'images/s on cpu' in capsys.readouterr().out
+    assert result['images'] == 32 and result['image_size'] == '96x64'
+    assert result['images_per_s'] > 0 and all(value > 0 for value in result['cpu_ms'].values())
+
+
+@pytest.mark.gpu
+def test_a_large_gpu_makes_1500_images_a_second(tmp_path):
+    """Beside 16 cores: `pytest -m gpu test/test_benchmark.py`."""
+    if not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
+    if torch.cuda.get_device_properties(0).total_memory < 70e9 or os.cpu_count() < 16:
+        pytest.skip('stated for an 80 GB GPU and 16 cores')
+    result = time_synthesis(tmp_path, '--size', '320x224', '--frames', '9600', '--device', 'cuda',
+                            '--workers', '16')
+    assert result['images_per_s'] >= 1500
+
+
+def test_synthesis_on_a_gpu_that_is_not_there_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert main(['benchmark', '--mode', 'synthesis', '--device', 'cuda']) == 1
+    assert 'no GPU' in capsys.readouterr().err

@@ -36,7 +36,7 @@ BROUGHT_BY_TIMM = {'safetensors'}  # which has no rosdep key of its own
 # what nobody needs who only uses the trained network
 EXTRAS = {'accelerate': 'train', 'embreex': 'rooms', 'allantools': 'evaluation',
           'evo': 'evaluation', 'lz4': 'scannetpp', 'pycolmap': 'evaluation', 'rerun': 'rerun',
-          'transformers': 'promptda'}
+          'transformers': 'promptda', 'av': 'video'}
 
 
 def third_party_imports() -> set[str]:

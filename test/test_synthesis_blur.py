@@ -99,7 +99,7 @@ def test_light_is_conserved(drawn):
     still = gathered(scene, steady_path(None, np.zeros(6), EXPOSURE_S))
     masses = [mass for mass, _, _ in streaks(still)]
     assert masses == pytest.approx([9.0] * len(masses), rel=1e-4)
-    for mass, (x, y), _ in streaks(gathered(scene, steady_path(None, drawn, EXPOSURE_S))):
+    for mass, _, _ in streaks(gathered(scene, steady_path(None, drawn, EXPOSURE_S))):
         # what comes nearer or aside grows, as the pinhole camera has it
         assert mass == pytest.approx(9.0, rel=0.12)
     flat = scene_of(np.full_like(dots(), 0.7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from image_as_imu_ros.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument('--mode', choices=('single', 'stream'), default='stream',
-                        help='single images, or a stream (default)')
+    parser.add_argument('--mode', choices=('single', 'stream', 'synthesis'), default='stream',
+                        help='single images, a stream (default), or the making of training '
+                             'images')
+    parser.add_argument('--assets', type=Path, metavar='DIR',
+                        help='with --mode synthesis: photographs and panoramas; without, drawn '
+                             'textures')
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'),
+                        help='with --mode synthesis: where images are finished (default: cpu)')
+    parser.add_argument('--workers', type=int, metavar='N', default=os.cpu_count(),
+                        help='with --mode synthesis: processes (default: one for each core)')
     parser.add_argument('--size', type=_size, default=(320, 224), metavar='WxH',
                         help='input images, px (default: 320x224)')
     parser.add_argument('--frames', type=int, default=100, help='images timed (default: 100)')
@@ -34,6 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     :raises ImageAsImuError: if ROS is missing for `--dds`, or the node does not answer
     """
+    if arguments.mode == 'synthesis':
+        _write(arguments, _of_synthesis(arguments))
+        return
     if arguments.dds:
         result = _over_dds(arguments)
     else:
@@ -47,8 +59,27 @@ def run(arguments: argparse.Namespace) -> None:
         _print_times(result['compared'])
         print('ratio of medians: ' + ', '.join(
             f'{stage} {ratio}' for stage, ratio in result['ratio'].items()))
+    _write(arguments, result)
+
+
+def _write(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _of_synthesis(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time the making of training images and print how fast it is."""
+    from image_as_imu_ros.evaluation.benchmark import machine
+    from image_as_imu_ros.training.throughput import time_synthesis
+    result = time_synthesis(arguments.size, arguments.frames, arguments.device,
+                            arguments.workers, arguments.assets)
+    result['machine'] = machine(arguments.device)
+    print(f'synthesis, {result["image_size"]}, {result["workers"]} processes; '
+          f'{result["machine"]}')
+    stages = ', '.join(f'{stage} {time_ms} ms' for stage, time_ms in result['cpu_ms'].items())
+    print(f'{result["images_per_s"]} images/s on {result["device"]}, {result["images"]} images; '
+          f'CPU time per image in one thread: {stages}')
+    return result
 
 
 def _over_dds(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -153,22 +153,26 @@ def gather_by_torch(exposures: Sequence[Views], width_px: int, height_px: int,
     # grid_sample counts from -1 to 1 over the stack, between the outer edges of its pixels
     rows, columns = scenes.shape[2:]
     to_grid = np.array([[2 / columns, 0, 1 / columns - 1], [0, 2 / rows, 1 / rows - 1], [0, 0, 1]])
-    matrices = [_on(device, to_grid @ each.matrices).expand(-1, height_px, 3, 3)
-                for each in ordered]
-    weights = [_on(device, each.weights).expand(-1, height_px) for each in ordered]
+    counts = [len(each.weights) for each in ordered]
+    times = max(each.weights.shape[1] for each in ordered)
+    matrices = np.zeros((counts[0], len(ordered), times, 3, 3), np.float32)
+    weights = np.zeros((counts[0], len(ordered), times), np.float32)
+    for i, each in enumerate(ordered):
+        matrices[:counts[i], i] = to_grid @ each.matrices
+        weights[:counts[i], i] = each.weights
+    matrices, weights = (torch.from_numpy(array).to(device) for array in (matrices, weights))
     x = torch.arange(width_px, device=device, dtype=torch.float32)
     y = torch.arange(height_px, device=device, dtype=torch.float32)[:, None]
     light = torch.zeros((len(ordered), 3, height_px, width_px), device=device)
-    for k in range(len(weights[0])):
-        active = sum(len(weight) > k for weight in weights)
-        matrix = torch.stack([each[k] for each in matrices[:active]])[:, :, None]
-        weight = torch.stack([each[k] for each in weights[:active]])[:, None, :, None]
+    for k in range(counts[0]):
+        active = sum(count > k for count in counts)
+        matrix = matrices[k, :active, :, None]
         column, row, scale = (
             matrix[..., i, 0] * x + (matrix[..., i, 1] * y + matrix[..., i, 2]) for i in range(3))
         view = functional.grid_sample(
             scenes[:active], torch.stack([column / scale, row / scale], dim=-1),
             padding_mode='border', align_corners=False)
-        light[:active].addcmul_(view, weight)
+        light[:active].addcmul_(view, weights[k, :active, None, :, None])
     return light[torch.tensor(order, device=device).argsort()]
 
 
@@ -187,10 +191,6 @@ def _stack(scenes: Sequence[FlatScene], device: str | torch.device) -> Tensor:
     for target, scene in zip(stack, scenes):
         light = torch.from_numpy(scene.light).to(device)
         if scene.tones is not None:
-            light = _on(device, scene.tones)[light.int()]
+            light = torch.from_numpy(scene.tones).to(device)[light.int()]
         target[:, :light.shape[0], :light.shape[1]] = light.permute(2, 0, 1)
     return stack
-
-
-def _on(device: str | torch.device, array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
