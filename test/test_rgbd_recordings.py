@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.config import DatasetConfig
 from image_as_imu_ros.errors import ConfigError, DataFormatError
-from image_as_imu_ros.synthesis import room
+from image_as_imu_ros.synthesis import recorded_scenes, room
 from image_as_imu_ros.synthesis.adapters import Blend, PromptDepth, Rife
 from image_as_imu_ros.synthesis.keyframes import average_light
 from image_as_imu_ros.synthesis.recorded_scenes import RecordedScenes
@@ -170,8 +170,8 @@ def test_video_is_read_where_there_are_no_frames(frames, tmp_path):
     assert int(np.argmin(errors)) == 5
 
 
-@pytest.mark.parametrize('kind', ['one by one', 'together', 'files'])
-def test_depth_is_read_in_every_documented_form(kind, frames, tmp_path):
+@pytest.mark.parametrize('together', [False, True])
+def test_depth_is_read_in_either_form_of_floats(together, frames, tmp_path):
     def deflated(data: bytes) -> bytes:
         compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         return compressor.compress(data) + compressor.flush()
@@ -179,21 +179,25 @@ def test_depth_is_read_in_every_documented_form(kind, frames, tmp_path):
     depths_m = [depth_m.copy() for depth_m in frames[1][:3]]
     depths_m[1][5, 7] = 0.0
     path = tmp_path / 'depth.bin'
-    if kind == 'files':
-        cv2.imwrite(str(tmp_path / 'frame_000001.png'),
-                    np.rint(1000 * depths_m[1]).astype(np.uint16))
-        from image_as_imu_ros.synthesis.rgbd_recordings import _depth_of_file
-        read = _depth_of_file(tmp_path / 'frame_000001.png')
-    else:
-        parts = [deflated(depth_m.tobytes()) for depth_m in depths_m]
-        path.write_bytes(deflated(b''.join(depth_m.tobytes() for depth_m in depths_m))
-                         if kind == 'together' else
-                         b''.join(len(part).to_bytes(4, 'little') + part for part in parts))
-        stream = DepthStream(path)
-        assert len(stream) == 3
-        read = stream.depth_m(1)
-    assert np.isnan(read[5, 7]) and np.isnan(read).sum() == 1
-    np.testing.assert_allclose(read[20:], depths_m[1][20:], atol=5.1e-4)
+    parts = [deflated(depth_m.tobytes()) for depth_m in depths_m]
+    path.write_bytes(deflated(b''.join(depth_m.tobytes() for depth_m in depths_m)) if together
+                     else b''.join(len(part).to_bytes(4, 'little') + part for part in parts))
+    stream = DepthStream(path)
+    assert len(stream) == 3
+    read_m = stream.depth_m(1)
+    assert np.isnan(read_m[5, 7]) and np.isnan(read_m).sum() == 1
+    np.testing.assert_array_equal(read_m[6:], depths_m[1][6:])
+
+
+def test_depth_images_that_the_toolbox_has_written_come_first(frames, tmp_path):
+    folder = write_scene(tmp_path / 'scene', frames)
+    (folder / 'iphone' / 'depth').mkdir()
+    for k in (2, 3, 5):
+        cv2.imwrite(str(folder / 'iphone' / 'depth' / f'frame_{k:06d}.png'),
+                    np.full((192, 256), 100 * k, np.uint16))
+    recording = open_rgbd_recording(folder)
+    assert [depth()[0, 0] for depth in recording.depths] == pytest.approx([0.2, 0.3, 0.5])
+    np.testing.assert_allclose(recording.t_s, 1000 + np.array([2, 3, 5]) / RATE_HZ)
 
 
 def test_depth_that_cannot_be_read_is_named(tmp_path):
@@ -299,7 +303,7 @@ def test_colmap_takes_the_drift_out_of_the_poses(frames, tmp_path):
                                            distortion=(0.01, 0.0, 0.0, 0.0))
 
 
-def test_exposures_over_jumps_and_gaps_are_left_out(scene, tmp_path):
+def test_exposures_over_jumps_and_gaps_are_left_out(scene):
     recording = open_rgbd_recording(scene)
     for change in ('jump', 'turn', 'gap', 'lost'):
         times_s, turns, places_m = (values.copy() for values in (
@@ -317,8 +321,7 @@ def test_exposures_over_jumps_and_gaps_are_left_out(scene, tmp_path):
         assert not tracked[5] and tracked[:3].all() and tracked[9:].all(), change
 
 
-def test_images_that_are_blurred_too_much_are_left_out(scene, frames, tmp_path, monkeypatch):
-    from image_as_imu_ros.synthesis import recorded_scenes
+def test_images_that_are_blurred_too_much_are_left_out(scene, monkeypatch):
     monkeypatch.setattr(recorded_scenes, 'MAX_MEAN_FLOW_PX', 4.0)
     assert RecordedScenes((scene,), CONFIG).draw(0) is None
 
