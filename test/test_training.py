@@ -305,13 +305,13 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training.train import train
 folder, settings = Path(sys.argv[1]), eval(sys.argv[2])
-crop = dataset.CropFactory.crop
+plan = dataset.CropFactory.plan
 def noted(factory, index):
     if factory.seed == 2:  # not those held out
         with (folder / f'crops_{os.environ["RANK"]}').open('a') as file:
             file.write(f'{index}\\n')
-    return crop(factory, index)
-dataset.CropFactory.crop = noted
+    return plan(factory, index)
+dataset.CropFactory.plan = noted
 train(TrainingConfig(**settings), folder / 'run', max_minutes=0.0)
 """
 
@@ -330,9 +330,9 @@ def test_two_processes_share_the_crops_and_one_goes_on_without_them(tmp_path, mo
     assert read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['crops'] == 8
     assert len((tmp_path / 'run' / 'log.csv').read_text().splitlines()) == 1
 
-    seen, crop = [], CropFactory.crop
-    monkeypatch.setattr(CropFactory, 'crop', lambda factory, index: (
-        seen.append(index) if factory.seed == 2 else None, crop(factory, index))[1])
+    seen, plan = [], CropFactory.plan
+    monkeypatch.setattr(CropFactory, 'plan', lambda factory, index: (
+        seen.append(index) if factory.seed == 2 else None, plan(factory, index))[1])
     train(TrainingConfig(**settings), tmp_path / 'run')
     assert seen == list(range(8, 24))
     assert read_checkpoint(tmp_path / 'run' / 'checkpoint.pt')['crops'] == 24

@@ -214,7 +214,7 @@ def test_pose_loss_alone_leads_to_the_motion():
     fields = Fields(torch.randn(batch[1].shape), batch[2])
     optimizer = torch.optim.Adam([fields.flow], lr=0.1)
     losses = []
-    for _ in range(100):
+    for _ in range(300):
         loss = DenseObjective(config).losses(fields, batch, seed=0)['pose']
         optimizer.zero_grad()
         loss.backward()

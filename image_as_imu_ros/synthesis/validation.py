@@ -89,16 +89,18 @@ def write_validation(folder: Path, assets: Path, images: int = IMAGES) -> None:
         with tqdm(total=images, initial=sequence.images, desc='images',
                   unit='image') as progress:
             while sequence.images < images:
-                first = sequence.images
-                last = min(first - first % STRATA + STRATA, images)
-                shots = [_plan(index, kinds, keyframe) for index in range(first, last)]
+                first = sequence.images - sequence.images % STRATA
+                # always whole rounds, as rounding may depend on the size of a batch
+                shots = [_plan(index, kinds, keyframe) for index in range(first, first + STRATA)]
                 for index, sample in enumerate(take(shots), first):
+                    if not sequence.images <= index < images:
+                        continue
                     exposure_s = sample.path.exposure_s
                     angular, linear = sample.motion.reshape(2, 3) / exposure_s
                     sequence.add(sample.rgb, index * FRAME_INTERVAL_S, exposure_s,
                                  sample.intrinsics, angular,
                                  linear * EstimatorConfig().scene_depth)
-                progress.update(last - first)
+                    progress.update()
         sequence.remove('views')
 
 
