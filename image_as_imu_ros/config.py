@@ -212,7 +212,8 @@ class TrainingConfig:
                            'a plain state dict of the encoder alone')
     crops: int = setting(400_000, 'training images in all, rounded up to whole batches; the '
                          'schedule is laid over them', low=1)
-    epochs: int = setting(0, 'passes over recorded images, which then decide on the crops', low=0)
+    epochs: int = setting(0, 'passes over the images of recordings or shards, which then decide '
+                          'on the crops', low=0)
     batch: int = setting(8, 'images per step, of all processes together', low=1, high=4096)
     width: int = setting(160, 'image width, a multiple of 32', unit='px', low=64, high=1024)
     height: int = setting(128, 'image height, a multiple of 32', unit='px', low=64, high=1024)
@@ -237,6 +238,8 @@ class TrainingConfig:
                                 low=0.0, high=1.0)
     rooms: float = setting(0.3, 'share of rendered rooms, where there are keyframes of some',
                            low=0.0, high=1.0)
+    shards: str = setting('', 'folder of a dataset in shards, of `synthesize --format '
+                          'webdataset`, to train on instead of drawing')
     validation: int = setting(256, 'held-out images scored at each checkpoint', low=1)
     overfit: int = setting(0, 'train on so many fixed images, until the loss has fallen; 0 trains '
                            'as usual', low=0)
@@ -251,6 +254,33 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """What a dataset on disk is made of."""
+
+    seed: int = setting(1, 'of everything random', low=0)
+    held_out: bool = setting(False, 'of photographs, rooms and scenes of ScanNet++, take those '
+                             'that no training sees')
+    width: int = setting(320, 'image width', unit='px', low=32, high=4096)
+    height: int = setting(224, 'image height', unit='px', low=32, high=4096)
+    block: int = setting(256, 'images in a shard, or in a part of the table: what is lost when a '
+                         'process is stopped', low=1, high=100_000)
+    procedural: float = setting(0.3, 'share of drawn textures, the rest being photographs',
+                                low=0.0, high=1.0)
+    rooms: float = setting(0.3, 'share of rendered rooms, where there are keyframes of some',
+                           low=0.0, high=1.0)
+    frames_apart: int = setting(10, 'frames of a recording that an exposure lasts; an even number',
+                                low=2, high=1000)
+    frame_step: int = setting(5, 'frames between the starts of two exposures', low=1, high=100_000)
+    colmap: bool = setting(False, "correct ARKit's poses by COLMAP's, in ScanNet++")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.frames_apart % 2:
+            raise ConfigError(f'frames_apart: {self.frames_apart} is odd, so that no frame is in '
+                              'the middle')
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ VERBS = {
     'strayscanner': 'prepare a StrayScanner folder as the paper does',
     'play': 'publish a rosbag2 over DDS in real time',
     'demo': 'the whole path, from a recording over ROS 2 to a plot',
-    'synthesize': 'write a simulated recording with its exact motion',
+    'synthesize': 'write a simulated recording or a dataset, with the exact motion',
     'train': 'train a network on synthetic blur or labelled recordings',
     'pseudo-labels': 'label a recording with a trained network, to train on it',
     'benchmark': 'time the pipeline, stage by stage',

@@ -105,20 +105,48 @@ def with_arrows(image: np.ndarray, intrinsics: CameraIntrinsics,
     :param motions: (w, v / Z), (6,) per second, each with the colour of its arrows
     :returns: (H, W, 3) uint8 RGB
     """
+    tile, points = _tile(image)
+    intrinsics = intrinsics.resized(tile.shape[1], tile.shape[0])
+    for motion, colour in motions:
+        paths = motion_field_matrix(points, intrinsics) @ motion * exposure_time_s
+        _draw_with_shadow(tile, points, paths, colour)
+    return tile
+
+
+def sheet_of_flow(images: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """
+    Lay out images of one size with the paths that scene points take during their exposures.
+
+    :param images: (H, W) or (H, W, 3) RGB, each with its flow over the exposure, (2, H, W), px
+    :returns: (H, W, 3) uint8 RGB
+    """
+    tiles = []
+    for image, flow_px in images:
+        tile, points = _tile(image)
+        scale = TILE_WIDTH_PX / image.shape[1]
+        x, y = (points / scale).astype(int).T
+        _draw_with_shadow(tile, points, scale * flow_px[:, y, x].T, ARROW_COLOUR)
+        tiles.append(tile)
+    return _laid_out(tiles)
+
+
+def _tile(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Enlarge or shrink an image, as RGB uint8, and say where its arrows go, (N, 2), px."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    height = round(intrinsics.height_px * TILE_WIDTH_PX / intrinsics.width_px)
+    height = round(image.shape[0] * TILE_WIDTH_PX / image.shape[1])
     tile = cv2.resize(image, (TILE_WIDTH_PX, height), interpolation=cv2.INTER_AREA
-                      if TILE_WIDTH_PX < intrinsics.width_px else cv2.INTER_CUBIC)
-    intrinsics = intrinsics.resized(TILE_WIDTH_PX, height)
-    points = pixel_grid(TILE_WIDTH_PX, height, TILE_WIDTH_PX // ARROWS_PER_ROW).reshape(-1, 2)
-    for motion, arrow_colour in motions:
-        paths = motion_field_matrix(points, intrinsics) @ motion * exposure_time_s
-        for colour, thickness in ((SHADOW, 4), (arrow_colour, 2)):
-            _draw(tile, points, paths, colour, thickness)
-    return tile
+                      if TILE_WIDTH_PX < image.shape[1] else cv2.INTER_CUBIC)
+    spacing_px = TILE_WIDTH_PX // ARROWS_PER_ROW
+    return tile, pixel_grid(TILE_WIDTH_PX, height, spacing_px).reshape(-1, 2)
+
+
+def _draw_with_shadow(tile: np.ndarray, points: np.ndarray, paths: np.ndarray,
+                      colour: tuple[int, int, int]) -> None:
+    for layer, thickness in ((SHADOW, 4), (colour, 2)):
+        _draw(tile, points, paths, layer, thickness)
 
 
 def _draw(tile: np.ndarray, points: np.ndarray, paths: np.ndarray, colour: tuple[int, int, int],

@@ -44,7 +44,7 @@ class Keyframe:
     """A sharp view in layers, the nearest first; undistorted."""
 
     light: np.ndarray
-    """(LAYERS, H, W) linear gray."""
+    """(LAYERS, H, W) linear gray or (LAYERS, H, W, 3) linear RGB."""
     inverse_depth: np.ndarray
     """(LAYERS, H, W), 1/m, along the optical axis; 0 where there is nothing."""
     camera: CameraIntrinsics
@@ -133,7 +133,7 @@ def plan(rng: np.random.Generator, keyframe: Keyframe, intrinsics: CameraIntrins
 def average_light(keyframe: Keyframe, intrinsics: CameraIntrinsics, rotations_rad: np.ndarray,
                   positions_m: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """
-    Mean of the views from a camera's poses, (H, W) float32.
+    Mean of the views from a camera's poses, (H, W) or (H, W, 3) float32.
 
     :param intrinsics: of that camera
     :param rotations_rad, positions_m: (N, 3), of the camera in the keyframe's axes, in order of
@@ -146,7 +146,7 @@ def average_light(keyframe: Keyframe, intrinsics: CameraIntrinsics, rotations_ra
                        np.ones((height, width))]).reshape(3, -1)
     rays = Rotation.from_rotvec(rotations_rad).as_matrix() @ np.linalg.inv(intrinsics.matrix)
     scene = _Layers.around(keyframe, rays @ pixels[:, [0, width - 1, -width, -1]])
-    light = np.zeros((height, width), np.float32)
+    light = np.zeros((height, width, *keyframe.light.shape[3:]), np.float32)
     shift_px = scene.parallax_px(np.ptp(positions_m, axis=0))
     count = len(positions_m)
     groups = min(1 + 2 * int(np.ceil(shift_px / PARALLAX_PX / 2)), count - 1 + count % 2)
@@ -166,13 +166,14 @@ class _Layers:
     """
     A part of a keyframe, ready to be seen from other places in the keyframe's axes.
 
-    :param light, inverse_depth: (LAYERS, h, w)
+    :param light: (LAYERS, h, w) or (LAYERS, h, w, 3)
+    :param inverse_depth: (LAYERS, h, w)
     :param matrix: (3, 3), camera matrix of that part, px
     """
 
     def __init__(self, light: np.ndarray, inverse_depth: np.ndarray, matrix: np.ndarray) -> None:
-        self._light = light.astype(np.float32).reshape(-1, light.shape[2])
-        self._shape = light.shape[1:]
+        self._light = light.astype(np.float32).reshape(-1, *light.shape[2:])
+        self._shape = inverse_depth.shape[1:]
         self.matrix = matrix
         inverse_depth = inverse_depth.astype(np.float16)
         inverse_depth[0] = np.maximum(inverse_depth[0], np.float16(SKY_PER_M))
@@ -182,7 +183,7 @@ class _Layers:
         order = np.argsort(self._inverse_depth.view(np.uint16), kind='stable')
         points = points[order]
         self._inverse_depth = self._inverse_depth[order].astype(np.float32)
-        layer, place = np.divmod(points, self._light.size // LAYERS)
+        layer, place = np.divmod(points, inverse_depth[0].size)
         y, x = np.divmod(place, self._shape[1])
         self._layer = layer.astype(np.int32)
         self._x = (x - matrix[0, 2]).astype(np.float32)
@@ -195,7 +196,7 @@ class _Layers:
     def around(cls, keyframe: Keyframe, corners: np.ndarray) -> _Layers:
         """Cut out what rays (..., 3, N) to the corners of views enclose, and what may enter."""
         x, y, z = np.moveaxis(keyframe.camera.matrix @ corners, -2, 0)
-        height, width = keyframe.light.shape[1:]
+        height, width = keyframe.inverse_depth.shape[1:]
         # at least a pixel remains of a keyframe that the views miss
         left, right = np.clip([(x / z).min() - UNCOVERED_PX, (x / z).max() + UNCOVERED_PX],
                               (0, 1), (width - 1, width)).astype(int)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,19 +16,21 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from image_as_imu_ros.config import TrainingConfig
-from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.errors import ConfigError, DataFormatError
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.network import STRIDE_PX
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.synthesis import keyframes as rooms
 from image_as_imu_ros.synthesis.blur import Sample, Shot, draw_sensor, plan, take
+from image_as_imu_ros.synthesis.labelled_image import LabelledImage
 from image_as_imu_ros.synthesis.motion import (
     DISTANCE_M,
     sample_camera,
     sample_motion,
 )
 from image_as_imu_ros.synthesis.sensor import RETAKE, SensorConfig, SensorParameters, retake
+from image_as_imu_ros.synthesis.shards import Shards
 from image_as_imu_ros.synthesis.textures import (
     HELD_OUT_EVERY,
     HELD_OUT_ROOM,
@@ -52,7 +54,7 @@ SENSORS = SensorConfig()
 ONE_MOTION_SENSORS = SensorConfig(rolling_share=0.0)
 """The paper's network answers with one motion for all rows."""
 HELD_OUT_SHARE = 0.125
-"""Of each recording, at its end."""
+"""Of each recording, or of a dataset in shards, at its end."""
 
 Batch = tuple[Tensor, ...]
 
@@ -88,11 +90,12 @@ class CropFactory:
     :param held_out: draw from the validation share of photographs and keyframes, and other seeds
     :param keyframes: folder of views of rooms, as `mesh_rooms.write_keyframes` makes; None trains
         on flat scenes alone
+    :param stride_px: of the cells of the motion field
     """
 
     def __init__(self, config: TrainingConfig, assets: Path | None, held_out: bool,
-                 keyframes: Path | None = None) -> None:
-        self.config = config
+                 keyframes: Path | None = None, stride_px: int = STRIDE_PX) -> None:
+        self.config, self.stride_px = config, stride_px
         self.seed = 2 * config.seed + held_out
         self.photographs = load_textures(assets, held_out) if assets else []
         self.drawing = lru_cache(maxsize=16)(self._drawing)
@@ -125,7 +128,7 @@ class CropFactory:
             return self._plan_of_room(rng, self.keyframe(number))
         texture = self.texture(rng, index)
         camera = self.camera(rng, texture)
-        return plan(rng, texture, camera, sample_motion(rng, camera.fx_px), STRIDE_PX,
+        return plan(rng, texture, camera, sample_motion(rng, camera.fx_px), self.stride_px,
                     SENSORS)
 
     def camera(self, rng: np.random.Generator, texture: Texture) -> CameraIntrinsics:
@@ -138,7 +141,8 @@ class CropFactory:
         # nearly the keyframe's own focal length, so that its pixels are small enough
         focal_px = keyframe.camera.fx_px / rooms.OVERSAMPLING
         camera = replace(camera, fx_px=focal_px, fy_px=focal_px * camera.fy_px / camera.fx_px)
-        return rooms.plan(rng, keyframe, camera, sample_motion(rng, focal_px), STRIDE_PX, SENSORS)
+        return rooms.plan(rng, keyframe, camera, sample_motion(rng, focal_px), self.stride_px,
+                          SENSORS)
 
     @staticmethod
     def finish(plans: list[Shot], device: str | torch.device = 'cpu') -> list[Sample]:
@@ -228,12 +232,15 @@ class LabelledFactory:
 
     def __init__(self, config: TrainingConfig, folders: tuple[Path, ...], held_out: bool) -> None:
         self.seed, self.held_out = config.seed, held_out
-        self.files: list[Path] = []
+        self.files: list[Any] = []
         for folder in folders:
-            files = label_files(folder)
-            first_held_out = len(files) - max(1, round(HELD_OUT_SHARE * len(files)))
-            self.files += files[first_held_out:] if held_out else files[:first_held_out]
+            self._take_share(label_files(folder))
         self.order = lru_cache(maxsize=2)(self._order)
+
+    def _take_share(self, files: list[Any]) -> None:
+        """Add those that are held out, or the others."""
+        first_held_out = len(files) - max(1, round(HELD_OUT_SHARE * len(files)))
+        self.files += files[first_held_out:] if self.held_out else files[:first_held_out]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -244,10 +251,18 @@ class LabelledFactory:
             return np.arange(len(self.files))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.files))
 
+    def file(self, index: int) -> Any:
+        """What image `index` is read from, counted over all passes."""
+        epoch, place = divmod(index, len(self.files))
+        return self.files[self.order(epoch)[place]]
+
+    def read(self, index: int) -> DenseSample:
+        """Read image `index`, counted over all passes."""
+        return read_label(self.file(index))
+
     def plan(self, index: int) -> tuple[DenseSample, SensorParameters | None]:
         """Read image `index`, counted over all passes, and draw a camera to retake it with."""
-        epoch, place = divmod(index, len(self.files))
-        sample = read_label(self.files[self.order(epoch)[place]])
+        sample = self.read(index)
         rng = np.random.default_rng([self.seed, 0, index])
         return sample, None if self.held_out else draw_sensor(rng, RETAKE)
 
@@ -269,6 +284,90 @@ class LabelledFactory:
         return sample
 
 
+class ShardFactory(LabelledFactory):
+    """
+    Images of a dataset in shards, pass after pass, each in an order of its own.
+
+    :param folder: as `image-as-imu synthesize --format webdataset` leaves it
+    :param held_out: the end of the dataset, in order and not augmented
+    :raises DataFormatError: if it holds fewer than two images
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, held_out: bool) -> None:
+        super().__init__(config, (), held_out)
+        self.config, self.shards = config, Shards(folder)
+        if len(self.shards) < 2:
+            raise DataFormatError(f'{folder} holds one image; at least 2 are needed, one to train '
+                                  'on and one to validate')
+        self._take_share(list(range(len(self.shards))))
+        self.dense = is_dense(config)
+        self.collate = collate_dense if self.dense else CropFactory.collate
+
+    def read(self, index: int) -> DenseSample:
+        """Read image `index`, counted over all passes."""
+        return dense_sample(self._image(index))
+
+    def plan(self, index: int) -> CellSample | tuple[DenseSample, SensorParameters | None]:
+        """Read image `index`, counted over all passes."""
+        return super().plan(index) if self.dense else cell_sample(self._image(index))
+
+    def finish(self, plans: list[Any], device: str | torch.device = 'cpu') -> list[Any]:
+        """Photograph once more what a dense network is to see."""
+        return super().finish(plans, device) if self.dense else plans
+
+    def _image(self, index: int) -> LabelledImage:
+        image = self.shards[self.file(index)]
+        camera = image.intrinsics
+        if (camera.width_px, camera.height_px) != (self.config.width, self.config.height):
+            raise ConfigError(
+                f'shards: the images of {self.config.shards} have {camera.width_px}x'
+                f'{camera.height_px} px, not {self.config.width}x{self.config.height}; set width '
+                'and height')
+        return image
+
+
+@dataclass(frozen=True)
+class CellSample:
+    """What a network of distributions is taught; the fields are those of `Sample`."""
+
+    gray: np.ndarray
+    field: np.ndarray
+    motion: np.ndarray
+    flow_px: np.ndarray
+    intrinsics: CameraIntrinsics
+
+
+def cell_sample(image: LabelledImage) -> CellSample:
+    """What `CropFactory` makes, of an image of a dataset."""
+    camera, gray = image.intrinsics, image.image
+    if gray.ndim == 3:
+        gray = cv2.cvtColor(gray, cv2.COLOR_RGB2GRAY)
+    grid = pixel_grid(camera.width_px, camera.height_px, STRIDE_PX)
+    places = grid.astype(np.float32)
+    inverse_depth = cv2.remap(image.inverse_depth_per_m, places, None, cv2.INTER_NEAREST)
+    flow_px = cv2.remap(np.ascontiguousarray(image.flow_px.transpose(1, 2, 0)), places, None,
+                        cv2.INTER_LINEAR)
+    distance_m = 1.0 / float(np.median(inverse_depth))
+    field = motion_field_matrix(grid, camera)
+    field[..., 3:] *= (inverse_depth * distance_m)[..., None, None]
+    return CellSample(gray, field.astype(np.float32),
+                      image.motion / np.repeat([1.0, distance_m], 3), flow_px, camera)
+
+
+def dense_sample(image: LabelledImage) -> DenseSample:
+    """What the paper's network is taught, of an image of a dataset."""
+    rgb = image.image
+    if rgb.ndim == 2:
+        rgb = np.repeat(rgb[..., None], 3, axis=-1)
+    return DenseSample(rgb, image.flow_px, 1.0 / image.inverse_depth_per_m, image.motion,
+                       image.intrinsics)
+
+
+def is_dense(config: TrainingConfig) -> bool:
+    """Whether the network learns flow and depth, as the paper's does."""
+    return config.architecture == ReferenceNetwork.architecture
+
+
 def make_factory(config: TrainingConfig, assets: Path | None, labels: tuple[Path, ...],
                  held_out: bool, keyframes: Path | None = None) -> Factory:
     """
@@ -277,17 +376,21 @@ def make_factory(config: TrainingConfig, assets: Path | None, labels: tuple[Path
     :param labels: folders of labelled recordings; none for synthetic images
     :raises ConfigError: if the settings do not fit the data
     """
-    dense = config.architecture == ReferenceNetwork.architecture
-    if keyframes and dense:
+    if config.shards:
+        if assets or keyframes or labels:
+            raise ConfigError('shards: they are instead of --assets, --keyframes and --labels; '
+                              'leave those out')
+        return ShardFactory(config, Path(config.shards), held_out)
+    if keyframes and is_dense(config):
         raise ConfigError(f'keyframes: rooms do not teach "{config.architecture}" yet')
     if labels:
-        if not dense:
+        if not is_dense(config):
             raise ConfigError(f'pseudo labels teach the reference network, not '
                               f'"{config.architecture}"')
         return LabelledFactory(config, labels, held_out)
     if config.epochs:
         raise ConfigError('epochs: synthetic images have no end; set crops, or give --labels')
-    return DenseFactory(config, assets, held_out) if dense \
+    return DenseFactory(config, assets, held_out) if is_dense(config) \
         else CropFactory(config, assets, held_out, keyframes)
 
 

@@ -11,8 +11,7 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.geometry.displacement_bins import bin_displacements
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
 from image_as_imu_ros.model.network import STRIDE_PX
-from image_as_imu_ros.model.reference import ReferenceNetwork
-from image_as_imu_ros.training.dataset import Batch
+from image_as_imu_ros.training.dataset import Batch, is_dense
 from image_as_imu_ros.training.losses import (
     distribution_loss,
     motion_loss,
@@ -93,8 +92,7 @@ class DenseObjective:
 
 def objective_for(config: TrainingConfig) -> Objective:
     """Choose by the architecture."""
-    dense = config.architecture == ReferenceNetwork.architecture
-    return DenseObjective(config) if dense else DistributionObjective()
+    return DenseObjective(config) if is_dense(config) else DistributionObjective()
 
 
 def _predicted(network: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:

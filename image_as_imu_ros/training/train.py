@@ -25,7 +25,12 @@ from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import architecture_of, build_network
 from image_as_imu_ros.model.weights import load_strictly
 from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from, write_checkpoint
-from image_as_imu_ros.training.dataset import Batch, CropBatches, make_factory
+from image_as_imu_ros.training.dataset import (
+    Batch,
+    CropBatches,
+    LabelledFactory,
+    make_factory,
+)
 from image_as_imu_ros.training.objectives import Objective, objective_for
 
 logger = logging.getLogger(__name__)
@@ -102,7 +107,7 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     # what is held out, and how long to train
     factory = make_factory(config, assets, labels, not config.overfit, keyframes)
     count = config.overfit or config.validation
-    if labels:
+    if isinstance(factory, LabelledFactory):
         count = min(count, len(factory))
         if config.epochs:
             images = len(make_factory(config, assets, labels, held_out=False))

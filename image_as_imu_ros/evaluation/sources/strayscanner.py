@@ -249,10 +249,10 @@ def find_images(folder: Path, image_size: str, count: int, raw: bool = False) ->
     if not video.is_file():
         wanted = f'{processed.name}/, {full.name}/' if small else f'{full.name}/'
         raise DataFormatError(f'{folder} has no images: none of {wanted} or {video.name}')
-    width, height, video_count = _video_properties(video)
+    width, height, video_count = video_properties(video)
     return (list(range(min(count, video_count))),
             _intrinsics(folder, small, width, height, raw),
-            lambda numbers: _read_video(video, small, len(numbers)))
+            lambda numbers: read_video(video, small, len(numbers)))
 
 
 def _numbered_files(folder: Path) -> dict[int, Path]:
@@ -273,7 +273,7 @@ def _size_of_first_readable(paths: list[Path]) -> tuple[int, int]:
     raise DataFormatError(f'none of {len(paths)} images in {paths[0].parent} can be read')
 
 
-def _video_properties(video: Path) -> tuple[int, int, int]:
+def video_properties(video: Path) -> tuple[int, int, int]:
     """Width, height and frame count of a video."""
     capture = cv2.VideoCapture(str(video))
     try:
@@ -286,7 +286,7 @@ def _video_properties(video: Path) -> tuple[int, int, int]:
     return values[0], values[1], values[2]
 
 
-def _read_video(video: Path, small: bool, count: int) -> Iterator[StoredImage]:
+def read_video(video: Path, small: bool, count: int) -> Iterator[StoredImage]:
     """Decode the first images of a video one by one, in the sensor's orientation."""
     capture = cv2.VideoCapture(str(video))
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
@@ -310,6 +310,11 @@ def _read_depth(path: Path, image_size: str) -> np.ndarray:
     if image_size == DEFAULT_IMAGE_SIZE:
         _check_shape(depth_mm)
         depth_mm = _cropped(cv2.resize(depth_mm, _RESIZED_PX, interpolation=cv2.INTER_NEAREST))
+    return depth_from_mm(depth_mm)
+
+
+def depth_from_mm(depth_mm: np.ndarray) -> np.ndarray:
+    """Depth in m, float32, NaN where unknown, of an image in mm, 0 where unknown."""
     return np.where(depth_mm > 0, depth_mm.astype(np.float32) / 1000.0, np.nan)
 
 
