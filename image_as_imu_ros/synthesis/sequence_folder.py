@@ -51,7 +51,7 @@ class SequenceFolder:
         table, meta = self.partial / 'frames.csv', self.partial / 'meta.json'
         text = f'{json.dumps(self._meta, indent=2)}\n'
         rows = [','.join(COLUMNS)]
-        if self._resume and meta.exists() and meta.read_text() == text:
+        if self._resume and table.exists() and meta.read_text() == text:
             # the last row may be cut short
             rows = table.read_text().split('\n')[:-1] or rows
         else:
