@@ -51,7 +51,8 @@ class SequenceFolder:
         table, meta = self.partial / 'frames.csv', self.partial / 'meta.json'
         text = f'{json.dumps(self._meta, indent=2)}\n'
         rows = [','.join(COLUMNS)]
-        if self._resume and meta.exists() and meta.read_text() == text:
+        begun = self._resume and table.exists() and meta.exists()
+        if begun and meta.read_text() == text:
             # the last row may be cut short
             rows = table.read_text().split('\n')[:-1] or rows
         else:
