@@ -60,14 +60,20 @@ class DirectionalStructure(nn.Module):
         height, width = gray.shape[-2:]
         margin = max(LAGS_PX) // 2 + 1
         padded = functional.pad(gray, (margin,) * 4, mode='replicate')
-        features = []
+        # every other pixel is enough for long lags; even and odd columns, each side by side
+        columns = {1: [padded], 2: [padded[..., k::2].contiguous() for k in range(2)]}
+        sums = {1: [], 2: []}
         for lag, dx, dy in structure_offsets():
             step = 2 if lag >= 8 else 1
             x, y = margin - dx // 2, margin - dy // 2
-            first = padded[..., y:y + height:step, x:x + width:step]
-            second = padded[..., y + dy:y + dy + height:step, x + dx:x + dx + width:step]
-            features.append(functional.avg_pool2d((second - first).square(), 4 // step))
-        logs = torch.cat(features, dim=1).add(1e-6).log()
+            first, second = (
+                columns[step][left % step][..., top:top + height:step,
+                                           left // step:left // step + width // step]
+                for left, top in ((x, y), (x + dx, y + dy)))
+            sums[step].append(sum_rows((second - first).square_(), 4 // step))
+        squares = [sum_columns(torch.cat(sums[step], dim=1), 4 // step) * (step * step / 16)
+                   for step in (1, 2)]
+        logs = torch.cat(squares, dim=1).add_(1e-6).log_()
         mean = logs.mean(dim=1, keepdim=True)
         return torch.cat([logs - mean, 0.5 * mean + 3.0], dim=1)
 
@@ -92,6 +98,8 @@ class DerivativeCorrelation(nn.Module):
     steps of MATCH_STEP from MATCH_START on. Training starts here; `fit_filter` goes on.
     """
     MATCH_START, MATCH_STEP = -2.4, 0.2
+    STEPS = ((1, 0), (1, 0), (1, 1), (0, 1), (0, 1), (0, 1), (-1, 1), (1, 0))
+    """Between the pixels of each direction's derivative, px; of either sign, which cancels."""
 
     channels = DIRECTIONS * sum(len(lags) for _, lags, _ in LEVELS)
 
@@ -109,28 +117,29 @@ class DerivativeCorrelation(nn.Module):
             margin = max(lags) // 2 + 2
             padded = functional.pad(image, (margin,) * 4, mode='replicate')
             skip = 2 if reduction == 1 else 1  # every other row is enough there
-            products, energies = [], []
-            for k in range(DIRECTIONS):
+            cell = STRIDE_PX // reduction
+            slopes = {step: slope(padded, *step) for step in set(self.STEPS)}
+            energies = {
+                step: sum_rows(each[..., margin:margin + height:skip,
+                                    margin:margin + width].square(), cell // skip)
+                for step, each in slopes.items()}
+            products = []
+            for k, (dx, dy) in enumerate(self.STEPS):
                 cos, sin = math.cos(math.pi * k / DIRECTIONS), math.sin(math.pi * k / DIRECTIONS)
-                dx, dy = round(cos), round(sin)
-                wide, high = padded.shape[-1] - abs(dx), padded.shape[-2] - dy
-                slope = padded[..., dy:dy + high, max(dx, 0):max(dx, 0) + wide] \
-                    - padded[..., :high, max(-dx, 0):max(-dx, 0) + wide]
-                energies.append(slope[..., margin:margin + height:skip,
-                                      margin:margin + width].square())
                 for lag in lags:
                     ox, oy = round(lag * cos), round(lag * sin)
-                    x, y = margin - ox // 2 - (dx < 0), margin - oy // 2
-                    products.append(slope[..., y:y + height:skip, x:x + width]
-                                    * slope[..., y + oy:y + oy + height:skip,
-                                            x + ox:x + ox + width])
-            cell = STRIDE_PX // reduction
-            product = functional.avg_pool2d(torch.cat(products, dim=1), (cell // skip, cell))
-            energy = functional.avg_pool2d(torch.cat(energies, dim=1), (cell // skip, cell))
-            energy = functional.avg_pool2d(energy, window, 1, window // 2,
+                    x, y = margin - ox // 2 - (round(cos) < 0), margin - oy // 2
+                    products.append(sum_rows(
+                        slopes[dx, dy][..., y:y + height:skip, x:x + width]
+                        * slopes[dx, dy][..., y + oy:y + oy + height:skip,
+                                         x + ox:x + ox + width], cell // skip))
+            share = skip / cell ** 2
+            product = sum_columns(torch.cat(products, dim=1), cell) * share
+            energy = sum_columns(torch.cat([energies[step] for step in self.STEPS], dim=1), cell)
+            energy = functional.avg_pool2d(energy * share, window, 1, window // 2,
                                            count_include_pad=False) + self.NOISE_FLOOR
             features.append((product.unflatten(1, (DIRECTIONS, -1)) / energy[:, :, None])
-                            .clamp(-2.0, 2.0))
+                            .clamp_(-2.0, 2.0))
         return torch.cat(features, dim=2).flatten(1, 2)
 
     @classmethod
@@ -146,6 +155,26 @@ class DerivativeCorrelation(nn.Module):
         indices, shares = filter_table(bin_displacements()[1:])
         weights = (match.flatten()[indices] * shares).sum(dim=-1)
         return functional.pad(weights.flatten(1), (0, 0, 1, 0))
+
+
+def slope(image: Tensor, dx: int, dy: int) -> Tensor:
+    """Difference of pixels that lie dx (-1 to 1) and dy (0 or 1) apart, (..., H - dy, W - |dx|)."""
+    height, width = image.shape[-2] - dy, image.shape[-1] - abs(dx)
+    right, left = max(dx, 0), max(-dx, 0)
+    return image[..., dy:dy + height, right:right + width] \
+        - image[..., :height, left:left + width]
+
+
+def sum_rows(values: Tensor, count: int) -> Tensor:
+    """Add up groups of so many rows, (..., H / count, W): first, as that runs along memory."""
+    return values.unflatten(-2, (-1, count)).sum(dim=-2)
+
+
+def sum_columns(values: Tensor, count: int) -> Tensor:
+    """Add up groups of so many columns, (..., H, W / count)."""
+    while count > 1:
+        values, count = values[..., ::2] + values[..., 1::2], count // 2
+    return values
 
 
 ANGLES = DIRECTIONS // 2 + 1
