@@ -158,7 +158,7 @@ class DerivativeCorrelation(nn.Module):
 
 
 def slope(image: Tensor, dx: int, dy: int) -> Tensor:
-    """Difference of pixels that lie dx (-1 to 1) and dy (0 or 1) apart, (..., H - dy, W - |dx|)."""
+    """Difference of pixels dx (-1 to 1) and dy (0 or 1) apart, (..., H - dy, W - |dx|)."""
     height, width = image.shape[-2] - dy, image.shape[-1] - abs(dx)
     right, left = max(dx, 0), max(-dx, 0)
     return image[..., dy:dy + height, right:right + width] \
@@ -272,18 +272,25 @@ class DisplacementNetwork(nn.Module):
         :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
         :returns: logits of the bins, (B, BINS, H / 8, W / 8)
         """
-        with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            correlation = self.correlation(gray)
-        return self.without_filter(gray) + self.template(correlation)
+        structure, correlation = self.front_ends(gray)
+        return self.head(self.decode(structure, gray)) + self.template(correlation)
 
     def without_filter(self, gray: Tensor) -> Tensor:
         """Logits by the encoder and decoder alone, as of `forward`."""
+        structure, _ = self.front_ends(gray)
+        return self.head(self.decode(structure, gray))
+
+    def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
+        """Directional structure and derivative correlation of images as of `forward`."""
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            structure = self.structure(gray)
-        f8, f16, f32 = self.encode(structure.contiguous(memory_format=torch.channels_last), gray)
+            return (self.structure(gray).contiguous(memory_format=torch.channels_last),
+                    self.correlation(gray))
+
+    def decode(self, structure: Tensor, gray: Tensor) -> Tensor:
+        """Features at stride 8 that tell the distributions, of images and their structure."""
+        f8, f16, f32 = self.encode(structure, gray)
         f16 = self.up16(torch.cat([functional.interpolate(f32, size=f16.shape[-2:]), f16], dim=1))
-        f8 = self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
-        return self.head(f8)
+        return self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
 
     def fused(self) -> DisplacementNetwork:
         """The same function with batch norms folded into the convolutions, for inference."""
@@ -323,34 +330,69 @@ class CompactNetwork(DisplacementNetwork):
 
 
 class CellDistributions(nn.Module):
-    """A network as inference uses it: one image in, log-probabilities out."""
+    """
+    A network as inference uses it: images in, log-probabilities out.
+
+    The last layer and the matched filter are one matrix here, whose product is in the order in
+    which the solver reads it.
+
+    :param network: with its batch norms folded, as `fused` gives it
+    :param half: whether to compute in bfloat16 where that is exact enough
+    """
 
     def __init__(self, network: DisplacementNetwork, half: bool) -> None:
         super().__init__()
         self.network = network
         self.half_precision = half
+        last = network.head[-1]
+        weight = torch.cat([last.weight, network.template.weight], dim=1)[..., 0, 0]
+        self.readout = nn.Linear(weight.shape[1], weight.shape[0])
+        self.readout.weight.data, self.readout.bias.data = weight.detach(), last.bias.detach()
 
     def forward(self, gray: Tensor) -> Tensor:
         """
         Predict the displacement over the exposure.
 
-        :param gray: (1, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
-        :returns: log-probabilities of the bins, (H / 8, W / 8, BINS), float32
+        :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
+        :returns: log-probabilities of the bins, (B, H / 8, W / 8, BINS), float32
         """
+        return self.distributions(*self.network.front_ends(gray), gray)
+
+    def distributions(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
+        """What `forward` makes of the front ends' features."""
         with torch.autocast(gray.device.type, torch.bfloat16, enabled=self.half_precision):
-            logits = self.network(gray)
-        return torch.log_softmax(logits.float(), dim=1)[0].movedim(0, -1).contiguous()
+            seen = self.network.head[:-1](self.network.decode(structure, gray))
+            logits = self.readout(torch.cat([seen, correlation], dim=1).movedim(1, -1))
+        return torch.log_softmax(logits.float(), dim=-1)
 
-    def traced(self) -> torch.jit.ScriptModule:
-        """
-        The same function for the CPU in one call, for images of any size.
 
-        It leaves Python's interpreter lock alone, so that another thread can go on with the
-        image before: run step by step, the two take twice as long.
-        """
-        with warnings.catch_warnings(), torch.no_grad():
-            # torch.export, the successor, needs a C++ compiler to make code as quick
-            warnings.simplefilter('ignore', FutureWarning)
-            example = torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
-            # unchecked: running it twice more to compare doubles the time to start
-            return torch.jit.freeze(torch.jit.trace(self.eval(), example, check_trace=False))
+class MethodOf(nn.Module):
+    """One method of a module, as a module of its own, which tracing and exporting want."""
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.owner, self.name = owner, name
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Call the method."""
+        return getattr(self.owner, self.name)(*tensors)
+
+
+def traced(module: nn.Module) -> torch.jit.ScriptModule:
+    """
+    The same function of images for the CPU in one call, for any size and number of them.
+
+    It leaves Python's interpreter lock alone, so that another thread can go on with the image
+    before: run step by step, the two take twice as long.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch.export, the successor, needs a C++ compiler to make code as quick
+        warnings.simplefilter('ignore', FutureWarning)
+        # unchecked: running it twice more to compare doubles the time to start
+        return torch.jit.freeze(torch.jit.trace(module.eval(), example_images(),
+                                                check_trace=False))
+
+
+def example_images() -> Tensor:
+    """One small image to trace or export a network with, (1, 1, H, W)."""
+    return torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
