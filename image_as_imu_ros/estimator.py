@@ -187,7 +187,11 @@ class VisualGyroscope:
         """
         if frame.exposure_time_s is None:
             raise InputError('exposure time is unknown; one image needs it to tell a velocity')
-        measurement = self.solve(self.observe(frame))
+        return self.conclude(self.observe(frame))
+
+    def conclude(self, observation: BlurObservation) -> MotionEstimate:
+        """Motion that an observed frame of known exposure tells by itself, as `estimate`."""
+        measurement = self.solve(observation)
         if measurement.solution is not None:
             measurement = replace(measurement, solution=measurement.solution.averaged())
         return self.to_estimate(measurement)

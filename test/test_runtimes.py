@@ -57,16 +57,20 @@ def test_distributions_are_those_of_eager_torch(gyroscopes, eager, name, images,
 
 @pytest.mark.parametrize('name', ON_CPU)
 def test_velocity_is_that_of_eager_torch(gyroscopes, eager, name, blurred_frames):
-    def by_eager(frame):
-        observation = gyroscopes[name].observe(frame)
+    gyroscope = gyroscopes[name]
+    differences, speeds = [], []
+    for frame in blurred_frames[::3]:
+        observation = gyroscope.observe(frame)
         gray = torch.from_numpy(observation.working_image)[None, None]
-        output = observation.working_image, eager(gray)[0].numpy()
-        return gyroscopes[name].solve(dataclasses.replace(observation, output=output))
-
-    for frame in blurred_frames[::5]:
-        expected = by_eager(frame).solution.averaged().motion[:3] / frame.exposure_time_s
-        found = gyroscopes[name].estimate(frame).angular_velocity_rad_s
-        assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+        by_eager = dataclasses.replace(
+            observation, output=(observation.working_image, eager(gray)[0].numpy()))
+        found, expected = (gyroscope.solve(each).solution.averaged().motion[:3]
+                           / frame.exposure_time_s for each in (observation, by_eager))
+        speeds.append(np.linalg.norm(expected))
+        differences.append(min(np.linalg.norm(found - expected), np.linalg.norm(found + expected)))
+    # a last bit may lead the solver, which stops after so many steps, to stop elsewhere
+    assert np.median(np.divide(differences, speeds)) < 0.001
+    assert np.linalg.norm(differences) < 0.01 * np.linalg.norm(speeds)
 
 
 def test_frames_observed_together_give_what_each_gives(gyroscopes, blurred_frames):
@@ -140,10 +144,10 @@ def test_gpu_runtimes_give_the_motion_of_the_cpu(name, gyroscope, blurred_frames
     Run: python -m pytest -m gpu test/test_runtimes.py
     """
     on_gpu = VisualGyroscope(config(name, 'cuda'))
-    for frame in blurred_frames[::5]:
+    differences, speeds = [], []
+    for frame in blurred_frames[::3]:
         expected = gyroscope.estimate(frame).angular_velocity_rad_s
         found = on_gpu.estimate(frame).angular_velocity_rad_s
-        found = found if found @ expected > 0 else -found
-        assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
-
-
+        speeds.append(np.linalg.norm(expected))
+        differences.append(min(np.linalg.norm(found - expected), np.linalg.norm(found + expected)))
+    assert np.linalg.norm(differences) < 0.01 * np.linalg.norm(speeds)
