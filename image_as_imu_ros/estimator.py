@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -98,6 +99,7 @@ class VisualGyroscope:
             raise ConfigError('device: "cuda" was asked for but torch sees no GPU; use "auto"')
         if config.threads:
             torch.set_num_threads(config.threads)
+            cv2.setNumThreads(config.threads)
         self.weights = load_weights(config.weights)
         self._architecture = architecture_of(self.weights.network)(
             self.weights.network, self.device, config.runtime)
