@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,8 +19,10 @@ from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.network import CellDistributions
 from image_as_imu_ros.model.runtimes import OnnxRuntime, TorchRuntime, make_runtime
+from image_as_imu_ros.quiet_threads import SETTINGS
 from image_as_imu_ros.types import Frame
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 ON_CPU = ('torch', 'onnxruntime')
 
 
@@ -132,6 +137,17 @@ def test_networks_that_see_the_image_too_are_exported_with_it():
         expected = CellDistributions(network.fused(), half=False)(gray)
     runtime = make_runtime('onnxruntime', network, 'cpu')
     torch.testing.assert_close(runtime(gray), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('package', ['cli', 'ros'])
+def test_threads_of_commands_and_node_sleep_while_they_wait(package):
+    code = f"import os, image_as_imu_ros.{package}; " \
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['OPENBLAS_NUM_THREADS'])"
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    for given, expected in (({}, 'passive 1'), ({'OMP_WAIT_POLICY': 'active'}, 'active 1')):
+        result = subprocess.run([sys.executable, '-c', code], cwd=CHECKOUT, text=True, check=True,
+                                env={**environment, **given}, capture_output=True)
+        assert result.stdout.strip() == expected
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """The command `image-as-imu`: one module per verb."""
 
-import os
+from image_as_imu_ros.quiet_threads import keep_threads_quiet
 
-# As of the node: the solver's matrices are small, and BLAS threads would wait for torch's.
-os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+keep_threads_quiet()
