@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -367,7 +369,7 @@ class CellDistributions(nn.Module):
 
 
 class MethodOf(nn.Module):
-    """One method of a module, as a module of its own, which tracing and exporting want."""
+    """One method of a module, as a module of its own, which exporting wants."""
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         super().__init__()
@@ -378,18 +380,22 @@ class MethodOf(nn.Module):
         return getattr(self.owner, self.name)(*tensors)
 
 
-def traced(module: nn.Module) -> torch.jit.ScriptModule:
+def traced(function: Callable[[Tensor], Any]) -> torch.jit.ScriptModule | torch.jit.ScriptFunction:
     """
     The same function of images for the CPU in one call, for any size and number of them.
 
     It leaves Python's interpreter lock alone, so that another thread can go on with the image
     before: run step by step, the two take twice as long.
+
+    :param function: a module, or a function without weights
     """
     with warnings.catch_warnings(), torch.no_grad():
         # torch.export, the successor, needs a C++ compiler to make code as quick
         warnings.simplefilter('ignore', FutureWarning)
         # unchecked: running it twice more to compare doubles the time to start
-        return torch.jit.freeze(torch.jit.trace(module.eval(), example_images(),
+        if not isinstance(function, nn.Module):
+            return torch.jit.trace(function, example_images(), check_trace=False)
+        return torch.jit.freeze(torch.jit.trace(function.eval(), example_images(),
                                                 check_trace=False))
 
 
