@@ -23,6 +23,7 @@ from torch import Tensor
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.model.network import (
     CellDistributions,
+    CompactNetwork,
     DisplacementNetwork,
     MethodOf,
     example_images,
@@ -54,13 +55,15 @@ def make_runtime(name: str, network: DisplacementNetwork, device: str) -> Runtim
     Prepare a network for inference.
 
     :param name: as the setting `estimator.runtime`; 'auto' is the quickest of those installed
-        that was measured on such a device
+        that was measured on such a device, with such a network
     :param device: 'cpu' or 'cuda'
     :raises ConfigError: if what it needs is missing
     """
     if name == 'auto':
-        name = 'onnxruntime' if device == 'cpu' and not _cpu_computes_bfloat16() \
-            and all(map(importlib.util.find_spec, ('onnxruntime', 'onnx'))) else 'torch'
+        quickest = device == 'cpu' and isinstance(network, CompactNetwork) \
+            and not _cpu_computes_bfloat16()
+        installed = all(map(importlib.util.find_spec, ('onnxruntime', 'onnx')))
+        name = 'onnxruntime' if quickest and installed else 'torch'
     network = network.fused().to(device, memory_format=torch.channels_last)
     if name in ('onnxruntime', 'tensorrt'):
         return OnnxRuntime(CellDistributions(network, half=False).eval(), name, device)
