@@ -24,7 +24,7 @@ $(VENV)/.ros: requirements-ros.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.package: $(VENV)/.ros requirements-test.txt $(SOURCES)
-	$(BIN)/pip install --no-build-isolation '.[rooms,test]'
+	$(BIN)/pip install --no-build-isolation '.[onnxruntime,rooms,test]'
 	touch $@
 
 # The tests see the sources of the checkout, and the messages of the installed package.

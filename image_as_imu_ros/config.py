@@ -83,6 +83,9 @@ class EstimatorConfig:
                            matching=WEIGHTS, read_only=False, changes_in='unconfigured')
     device: str = setting('auto', 'where the network runs', one_of=('auto', 'cpu', 'cuda'),
                           read_only=False, changes_in='unconfigured')
+    runtime: str = setting(
+        'auto', 'what computes the network; auto: onnxruntime on a CPU where it is installed, '
+        'else torch', one_of=('auto', 'torch', 'compile', 'onnxruntime', 'tensorrt'))
     threads: int = setting(0, 'CPU threads of the network; 0 leaves the choice to torch',
                            low=0, high=256, read_only=False, changes_in='unconfigured')
     working_size: int = setting(

@@ -20,25 +20,66 @@ def quick_recordings(monkeypatch):
 
 
 @pytest.mark.parametrize('mode, stages', [
-    ('single', {'preprocess', 'network', 'solve', 'whole'}),
-    ('stream', {'preprocess', 'network', 'solve', 'align', 'fuse', 'whole'})])
+    ('single', {'decode', 'preprocess', 'front end', 'network', 'solve', 'fuse', 'whole'}),
+    ('stream', {'decode', 'preprocess', 'front end', 'network', 'solve', 'align', 'fuse',
+                'whole'})])
 def test_result_tells_settings_machine_and_times(quick_recordings, tmp_path, capsys, mode, stages):
     result_file = tmp_path / 'times.json'
     assert main(['benchmark', '--mode', mode, '--frames', '6', '--size', '160x120',
                  '--json', str(result_file), '--set', 'estimator.device=cpu',
                  '--set', 'estimator.threads=1']) == 0
     result = json.loads(result_file.read_text())
-    assert set(result) == {'mode', 'image_size', 'images', 'weights', 'device', 'machine',
-                           'threads', 'versions', 'ms'}
+    assert set(result) == {'mode', 'image_size', 'batch', 'images', 'weights', 'device',
+                           'runtime', 'machine', 'threads', 'versions', 'commit', 'load_average',
+                           'images_per_s', 'cpu_ms', 'peak_memory_mib', 'ms'}
     assert (result['mode'], result['image_size'], result['images']) == (mode, '160x120', 6)
     assert (result['weights'], result['device'], result['threads']) == ('compact', 'cpu', 1)
     assert 'cores' in result['machine'] and result['versions']['torch']
+    assert result['images_per_s'] > 0 and result['cpu_ms'] > 0
+    assert 50 < result['peak_memory_mib']['process'] < 4000
     assert set(result['ms']) == stages
     for times in result['ms'].values():
         assert 0 <= times['p50'] <= times['p95'] <= times['p99']
     assert result['ms']['whole']['p50'] >= result['ms']['network']['p50']
     table = capsys.readouterr().out
     assert all(stage in table for stage in stages)
+
+
+def test_batches_of_several_sizes_are_timed_in_one_table(quick_recordings, tmp_path, capsys):
+    result_file = tmp_path / 'times.json'
+    assert main(['benchmark', '--mode', 'single', '--frames', '3', '--batch', '2',
+                 '--size', '128x96', '160x120', '--json', str(result_file),
+                 '--set', 'estimator.device=cpu', '--set', 'estimator.threads=1']) == 0
+    results = json.loads(result_file.read_text())
+    assert [result['image_size'] for result in results] == ['128x96', '160x120']
+    assert all((result['batch'], result['images']) == (2, 4) for result in results)
+    head, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert head.startswith('median ms') and 'front end' in head
+    assert [row.split()[0] for row in rows] == ['128x96', '160x120']
+    for row, result in zip(rows, results):
+        assert float(row.split()[-1]) == result['ms']['whole']['p50']
+
+
+def test_batches_must_hold_an_image(capsys):
+    assert main(['benchmark', '--batch', '0']) == 1
+    assert 'batch 0' in capsys.readouterr().err
+
+
+def test_cold_start_is_that_of_fresh_processes(quick_recordings, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(module, 'COLD_STARTS', 1)
+    result_file = tmp_path / 'start.json'
+    assert main(['benchmark', '--cold-start', '--json', str(result_file), '--size', '128x96',
+                 '--set', 'estimator.threads=1', '--set', 'estimator.runtime=torch']) == 0
+    result = json.loads(result_file.read_text())
+    assert len(result['seconds']) == 1 and 0 < result['cpu_seconds'][0]
+    assert (result['mode'], result['runtime'], result['threads']) == ('cold start', 'torch', 1)
+    assert 'first estimate after' in capsys.readouterr().out
+
+
+def test_a_start_that_fails_is_told(quick_recordings, tmp_path, capsys):
+    assert main(['benchmark', '--cold-start', '--size', '128x96',
+                 '--weights', str(tmp_path / 'none.safetensors')]) == 1
+    assert 'none.safetensors' in capsys.readouterr().err
 
 
 def test_other_weights_are_timed_beside(quick_recordings, monkeypatch, tmp_path, capsys):
@@ -51,7 +92,7 @@ def test_other_weights_are_timed_beside(quick_recordings, monkeypatch, tmp_path,
     compared = result['compared']
     assert (result['weights'], compared['weights']) == ('compact', 'reference, random')
     assert (result['images'], compared['images']) == (2, 2)
-    assert set(compared['ms']) == set(result['ms'])
+    assert set(compared['ms']) == set(result['ms']) - {'front end'}  # it has none
     for stage, ratio in result['ratio'].items():
         assert ratio == pytest.approx(
             compared['ms'][stage]['p50'] / result['ms'][stage]['p50'], abs=0.06)

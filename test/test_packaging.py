@@ -35,7 +35,8 @@ ROSDEP_KEYS = {'cv2': 'python3-opencv', 'matplotlib': 'python3-matplotlib',
 BROUGHT_BY_TIMM = {'safetensors'}  # which has no rosdep key of its own
 # what nobody needs who only uses the trained network
 EXTRAS = {'accelerate': 'train', 'embreex': 'rooms', 'allantools': 'evaluation',
-          'evo': 'evaluation', 'lz4': 'scannetpp', 'pycolmap': 'evaluation', 'rerun': 'rerun',
+          'evo': 'evaluation', 'lz4': 'scannetpp', 'onnx': 'onnxruntime',
+          'onnxruntime': 'onnxruntime', 'pycolmap': 'evaluation', 'rerun': 'rerun',
           'transformers': 'promptda', 'av': 'video'}
 
 

@@ -21,6 +21,7 @@ from image_as_imu_ros.model.network import (
     CompactNetwork,
     DirectionalStructure,
     structure_offsets,
+    traced,
 )
 from image_as_imu_ros.training.checkpoint import write_checkpoint
 
@@ -176,7 +177,7 @@ def test_networks_of_any_width_and_backbone_come_back_and_estimate(
     distributions = CellDistributions(gyroscope.weights.network, half=False)
     image = torch.rand(1, 1, 104, 136, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(distributions.traced()(image), distributions(image),
+        torch.testing.assert_close(traced(distributions)(image), distributions(image),
                                    atol=1e-4, rtol=1e-4)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from image_as_imu_ros.cli.options import add_config_arguments, read_config
+from image_as_imu_ros.config import VisualImuConfig
 from image_as_imu_ros.errors import ConfigError
 
 
@@ -24,8 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='with --mode synthesis: where images are finished (default: cpu)')
     parser.add_argument('--workers', type=int, metavar='N', default=os.cpu_count(),
                         help='with --mode synthesis: processes (default: one for each core)')
-    parser.add_argument('--size', type=_size, default=(320, 224), metavar='WxH',
-                        help='input images, px (default: 320x224)')
+    parser.add_argument('--size', type=_size, nargs='+', default=[(320, 224)], metavar='WxH',
+                        help='input images, px, one or several (default: 320x224)')
+    parser.add_argument('--batch', type=int, default=1, metavar='N',
+                        help='images that the network sees at once, as offline (default: 1)')
     parser.add_argument('--frames', type=int, default=100, help='images timed (default: 100)')
     parser.add_argument('--compare', metavar='reference|PATH',
                         help="time other weights beside: the paper's network with random "
@@ -34,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='time the node instead, over DDS: stamp of the image to Imu message '
                              '(needs ROS 2)')
     parser.add_argument('--rate', type=float, default=30.0, metavar='HZ',
-                        help='images per second with --dds (default: 30)')
+                        help='images per second over DDS (default: 30)')
+    parser.add_argument('--cold-start', action='store_true',
+                        help='time fresh processes instead, until their first estimate')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result here too')
     add_config_arguments(parser)
 
@@ -46,35 +51,36 @@ def run(arguments: argparse.Namespace) -> None:
     :raises ImageAsImuError: if ROS is missing for `--dds`, or the node does not answer
     """
     if arguments.mode == 'synthesis':
-        _write(arguments, _of_synthesis(arguments))
+        _write(arguments, [_of_synthesis(arguments, size) for size in arguments.size])
         return
-    if arguments.dds:
-        result = _over_dds(arguments)
-    else:
-        from image_as_imu_ros.evaluation.benchmark import benchmark
-        result = benchmark(read_config(arguments), arguments.mode, arguments.size,
-                           arguments.frames, arguments.compare)
-    print(f'{result["mode"]}, {result["image_size"]}, {result["threads"]} threads; '
-          f'{result["machine"]}')
-    _print_times(result)
-    if arguments.compare is not None:
-        _print_times(result['compared'])
-        print('ratio of medians: ' + ', '.join(
-            f'{stage} {ratio}' for stage, ratio in result['ratio'].items()))
-    _write(arguments, result)
+    config, results = read_config(arguments), []
+    for size in arguments.size:
+        if arguments.dds:
+            result = _over_dds(config, size, arguments)
+        else:
+            from image_as_imu_ros.evaluation.benchmark import Run, benchmark, cold_start
+            result = cold_start(config, size) if arguments.cold_start else benchmark(
+                config, Run(arguments.mode, size, arguments.frames, arguments.batch),
+                arguments.compare)
+        _print_result(result)
+        results.append(result)
+    if len(results) > 1 and not arguments.cold_start:
+        _print_overview(results)
+    _write(arguments, results)
 
 
-def _write(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+def _write(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2) + '\n')
+        content = results[0] if len(results) == 1 else results
+        arguments.json.write_text(json.dumps(content, indent=2) + '\n')
 
 
-def _of_synthesis(arguments: argparse.Namespace) -> dict[str, Any]:
+def _of_synthesis(arguments: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
     """Time the making of training images and print how fast it is."""
     from image_as_imu_ros.evaluation.benchmark import machine
     from image_as_imu_ros.training.throughput import time_synthesis
-    result = time_synthesis(arguments.size, arguments.frames, arguments.device,
-                            arguments.workers, arguments.assets)
+    result = time_synthesis(size, arguments.frames, arguments.device, arguments.workers,
+                            arguments.assets)
     result['machine'] = machine(arguments.device)
     print(f'synthesis, {result["image_size"]}, {result["workers"]} processes; '
           f'{result["machine"]}')
@@ -84,20 +90,35 @@ def _of_synthesis(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _over_dds(arguments: argparse.Namespace) -> dict[str, Any]:
+def _over_dds(config: VisualImuConfig, size: tuple[int, int],
+              arguments: argparse.Namespace) -> dict[str, Any]:
     """Time the node."""
     try:
         from image_as_imu_ros.ros.latency import measure_latency
     except ModuleNotFoundError as error:
         raise ConfigError(f'--dds needs ROS 2 ({error}); run `make install`, or source your ROS '
                           'installation') from error
-    result = measure_latency(read_config(arguments), arguments.size, arguments.frames,
-                             arguments.rate)
+    result = measure_latency(config, size, arguments.frames, arguments.rate)
     counts = result['counts']
     print(f'{result["rate_hz"]:g} Hz for {arguments.frames / result["rate_hz"]:.0f} s: '
           f'{counts["received"]} images received, {result["images"]} answered, '
           f'{counts["dropped"]} dropped; load average {result["load_average"][0]}')
     return result
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """Print one benchmark."""
+    print(f'{result["mode"]}, {result["image_size"]}, runtime {result["runtime"]}, '
+          f'{result["threads"]} threads; {result["machine"]}; commit {result["commit"]}')
+    if 'seconds' in result:
+        for elapsed_s, processor_s in zip(result['seconds'], result['cpu_seconds']):
+            print(f'first estimate after {elapsed_s:.2f} s, {processor_s:.2f} s of a processor')
+        return
+    _print_times(result)
+    if 'compared' in result:
+        _print_times(result['compared'])
+        print('ratio of medians: ' + ', '.join(
+            f'{stage} {ratio}' for stage, ratio in result['ratio'].items()))
 
 
 def _print_times(result: dict[str, Any]) -> None:
@@ -106,6 +127,21 @@ def _print_times(result: dict[str, Any]) -> None:
     print(f'{"ms":>12} {"p50":>8} {"p95":>8} {"p99":>8}')
     for stage, times in result['ms'].items():
         print(f'{stage:>12}' + ''.join(f' {times[key]:8.2f}' for key in ('p50', 'p95', 'p99')))
+    if 'images_per_s' in result:
+        memory = ', '.join(f'{mib} MiB {place}' for place, mib
+                           in result['peak_memory_mib'].items())
+        print(f'{result["images_per_s"]:g} images/s in batches of {result["batch"]}, '
+              f'{result["cpu_ms"]:g} ms of a processor for each; at most {memory}; '
+              f'load average {result["load_average"][0]}')
+
+
+def _print_overview(results: list[dict[str, Any]]) -> None:
+    """Print the medians of all sizes."""
+    stages = list(results[0]['ms'])
+    print('median ms   ' + ''.join(f'{stage:>12}' for stage in stages))
+    for result in results:
+        print(f'{result["image_size"]:>12}' + ''.join(
+            f'{result["ms"][stage]["p50"]:12.2f}' for stage in stages))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -27,11 +28,11 @@ from image_as_imu_ros.model.length_critic import hill_features
 from image_as_imu_ros.model.network import (
     STRIDE_PX,
     WIDTHS,
-    CellDistributions,
     CompactNetwork,
     DisplacementNetwork,
 )
 from image_as_imu_ros.model.reference import ReferenceNetwork
+from image_as_imu_ros.model.runtimes import make_runtime
 from image_as_imu_ros.model.timm_network import PREFIX, TimmNetwork
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -42,6 +43,8 @@ class Architecture(Protocol):
 
     :param network: with its weights, in evaluation mode
     :param device: torch device
+    :param runtime: what computes the network, as the setting `estimator.runtime`
+    :raises ConfigError: if it cannot compute this network, or not here
     """
 
     colour: ClassVar[bool]
@@ -49,14 +52,19 @@ class Architecture(Protocol):
     tells_depth: ClassVar[bool]
     """Whether the network tells the depth of the scene, so that no measured one is used."""
 
-    def __init__(self, network: nn.Module, device: str) -> None: ...
+    def __init__(self, network: nn.Module, device: str, runtime: str = 'auto') -> None: ...
 
     @staticmethod
     def points(intrinsics: CameraIntrinsics) -> np.ndarray:
         """Where in a working image the network's output is used, (..., 2), px."""
 
-    def observe(self, image: np.ndarray) -> Any:
-        """Run the network on a working image, float32, 0 to 1, (h, w) gray or (h, w, 3) RGB."""
+    def observe(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """
+        Run the network on working images of one size.
+
+        :param images: float32, 0 to 1, (h, w) gray or (h, w, 3) RGB
+        :returns: its output for each of them
+        """
 
     def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the output tells; `start` (6,) is a further starting point."""
@@ -77,24 +85,19 @@ class Distributions:
     colour = False
     tells_depth = False
 
-    def __init__(self, network: DisplacementNetwork, device: str) -> None:
-        self._device = device
+    def __init__(self, network: DisplacementNetwork, device: str, runtime: str = 'auto') -> None:
         self._critic = copy.deepcopy(network.critic).to('cpu').traced()
-        network = network.fused().to(device, memory_format=torch.channels_last)
-        half = device == 'cuda' or _cpu_computes_bfloat16()
-        distributions = CellDistributions(network, half)
-        self._distributions = distributions if device == 'cuda' else distributions.traced()
+        self._distributions = make_runtime(runtime, network, device)
 
     @staticmethod
     def points(intrinsics: CameraIntrinsics) -> np.ndarray:
         """Centres of the cells, (h / 8, w / 8, 2)."""
         return pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX)
 
-    def observe(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The image, and log-probabilities of its cells' displacements, (h / 8, w / 8, BINS)."""
-        gray = torch.from_numpy(image)[None, None].to(self._device)
-        with torch.inference_mode():
-            return image, self._distributions(gray).cpu().numpy()
+    def observe(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each image, and log-probabilities of its cells' displacements, (h / 8, w / 8, BINS)."""
+        log_probability = self._distributions(torch.from_numpy(np.stack(images))[:, None])
+        return list(zip(images, log_probability.numpy()))
 
     def solve(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
               start: np.ndarray | None) -> BlurSolution:
@@ -128,7 +131,10 @@ class Reference:
     colour = True
     tells_depth = True
 
-    def __init__(self, network: ReferenceNetwork, device: str) -> None:
+    def __init__(self, network: ReferenceNetwork, device: str, runtime: str = 'auto') -> None:
+        if runtime not in ('auto', 'torch'):
+            raise ConfigError(f'runtime: the reference network runs in torch, not in "{runtime}"; '
+                              'use "auto" or other weights')
         self._device = device
         self._network = network.to(device)
 
@@ -137,8 +143,11 @@ class Reference:
         """The pixels that the solver uses, (N, 2)."""
         return sample_pixels(intrinsics.width_px, intrinsics.height_px)
 
-    def observe(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flow (N, 2) in px and depth (N,) in m at those pixels."""
+    def observe(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Flow (N, 2) in px and depth (N,) in m at those pixels, of each image."""
+        return [self._observed(image) for image in images]
+
+    def _observed(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rgb = torch.from_numpy(image).movedim(-1, 0)[None].contiguous().to(self._device)
         with torch.inference_mode():
             flow, depth = self._network(rgb)
@@ -187,9 +196,3 @@ def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS) -> nn.Mod
     if architecture.startswith(PREFIX):
         return TimmNetwork(architecture.removeprefix(PREFIX), widths)
     raise ConfigError(f'architecture "{architecture}" is unknown; known are {KNOWN}')
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether bfloat16 is faster than float32 here; elsewhere it is emulated, slowly."""
-    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
-    return bool(probe and probe())

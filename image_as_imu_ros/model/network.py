@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +62,20 @@ class DirectionalStructure(nn.Module):
         height, width = gray.shape[-2:]
         margin = max(LAGS_PX) // 2 + 1
         padded = functional.pad(gray, (margin,) * 4, mode='replicate')
-        features = []
+        # every other pixel is enough for long lags; even and odd columns, each side by side
+        columns = {1: [padded], 2: [padded[..., k::2].contiguous() for k in range(2)]}
+        sums = {1: [], 2: []}
         for lag, dx, dy in structure_offsets():
             step = 2 if lag >= 8 else 1
             x, y = margin - dx // 2, margin - dy // 2
-            first = padded[..., y:y + height:step, x:x + width:step]
-            second = padded[..., y + dy:y + dy + height:step, x + dx:x + dx + width:step]
-            features.append(functional.avg_pool2d((second - first).square(), 4 // step))
-        logs = torch.cat(features, dim=1).add(1e-6).log()
+            first, second = (
+                columns[step][left % step][..., top:top + height:step,
+                                           left // step:left // step + width // step]
+                for left, top in ((x, y), (x + dx, y + dy)))
+            sums[step].append(sum_rows((second - first).square_(), 4 // step))
+        squares = [sum_columns(torch.cat(sums[step], dim=1), 4 // step) * (step * step / 16)
+                   for step in (1, 2)]
+        logs = torch.cat(squares, dim=1).add_(1e-6).log_()
         mean = logs.mean(dim=1, keepdim=True)
         return torch.cat([logs - mean, 0.5 * mean + 3.0], dim=1)
 
@@ -92,6 +100,8 @@ class DerivativeCorrelation(nn.Module):
     steps of MATCH_STEP from MATCH_START on. Training starts here; `fit_filter` goes on.
     """
     MATCH_START, MATCH_STEP = -2.4, 0.2
+    STEPS = ((1, 0), (1, 0), (1, 1), (0, 1), (0, 1), (0, 1), (-1, 1), (1, 0))
+    """Between the pixels of each direction's derivative, px; of either sign, which cancels."""
 
     channels = DIRECTIONS * sum(len(lags) for _, lags, _ in LEVELS)
 
@@ -109,28 +119,29 @@ class DerivativeCorrelation(nn.Module):
             margin = max(lags) // 2 + 2
             padded = functional.pad(image, (margin,) * 4, mode='replicate')
             skip = 2 if reduction == 1 else 1  # every other row is enough there
-            products, energies = [], []
-            for k in range(DIRECTIONS):
+            cell = STRIDE_PX // reduction
+            slopes = {step: slope(padded, *step) for step in set(self.STEPS)}
+            energies = {
+                step: sum_rows(each[..., margin:margin + height:skip,
+                                    margin:margin + width].square(), cell // skip)
+                for step, each in slopes.items()}
+            products = []
+            for k, (dx, dy) in enumerate(self.STEPS):
                 cos, sin = math.cos(math.pi * k / DIRECTIONS), math.sin(math.pi * k / DIRECTIONS)
-                dx, dy = round(cos), round(sin)
-                wide, high = padded.shape[-1] - abs(dx), padded.shape[-2] - dy
-                slope = padded[..., dy:dy + high, max(dx, 0):max(dx, 0) + wide] \
-                    - padded[..., :high, max(-dx, 0):max(-dx, 0) + wide]
-                energies.append(slope[..., margin:margin + height:skip,
-                                      margin:margin + width].square())
                 for lag in lags:
                     ox, oy = round(lag * cos), round(lag * sin)
-                    x, y = margin - ox // 2 - (dx < 0), margin - oy // 2
-                    products.append(slope[..., y:y + height:skip, x:x + width]
-                                    * slope[..., y + oy:y + oy + height:skip,
-                                            x + ox:x + ox + width])
-            cell = STRIDE_PX // reduction
-            product = functional.avg_pool2d(torch.cat(products, dim=1), (cell // skip, cell))
-            energy = functional.avg_pool2d(torch.cat(energies, dim=1), (cell // skip, cell))
-            energy = functional.avg_pool2d(energy, window, 1, window // 2,
+                    x, y = margin - ox // 2 - (round(cos) < 0), margin - oy // 2
+                    products.append(sum_rows(
+                        slopes[dx, dy][..., y:y + height:skip, x:x + width]
+                        * slopes[dx, dy][..., y + oy:y + oy + height:skip,
+                                         x + ox:x + ox + width], cell // skip))
+            share = skip / cell ** 2
+            product = sum_columns(torch.cat(products, dim=1), cell) * share
+            energy = sum_columns(torch.cat([energies[step] for step in self.STEPS], dim=1), cell)
+            energy = functional.avg_pool2d(energy * share, window, 1, window // 2,
                                            count_include_pad=False) + self.NOISE_FLOOR
             features.append((product.unflatten(1, (DIRECTIONS, -1)) / energy[:, :, None])
-                            .clamp(-2.0, 2.0))
+                            .clamp_(-2.0, 2.0))
         return torch.cat(features, dim=2).flatten(1, 2)
 
     @classmethod
@@ -146,6 +157,26 @@ class DerivativeCorrelation(nn.Module):
         indices, shares = filter_table(bin_displacements()[1:])
         weights = (match.flatten()[indices] * shares).sum(dim=-1)
         return functional.pad(weights.flatten(1), (0, 0, 1, 0))
+
+
+def slope(image: Tensor, dx: int, dy: int) -> Tensor:
+    """Difference of pixels dx (-1 to 1) and dy (0 or 1) apart, (..., H - dy, W - |dx|)."""
+    height, width = image.shape[-2] - dy, image.shape[-1] - abs(dx)
+    right, left = max(dx, 0), max(-dx, 0)
+    return image[..., dy:dy + height, right:right + width] \
+        - image[..., :height, left:left + width]
+
+
+def sum_rows(values: Tensor, count: int) -> Tensor:
+    """Add up groups of so many rows, (..., H / count, W): first, as that runs along memory."""
+    return values.unflatten(-2, (-1, count)).sum(dim=-2)
+
+
+def sum_columns(values: Tensor, count: int) -> Tensor:
+    """Add up groups of so many columns, (..., H, W / count)."""
+    while count > 1:
+        values, count = values[..., ::2] + values[..., 1::2], count // 2
+    return values
 
 
 ANGLES = DIRECTIONS // 2 + 1
@@ -243,18 +274,25 @@ class DisplacementNetwork(nn.Module):
         :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
         :returns: logits of the bins, (B, BINS, H / 8, W / 8)
         """
-        with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            correlation = self.correlation(gray)
-        return self.without_filter(gray) + self.template(correlation)
+        structure, correlation = self.front_ends(gray)
+        return self.head(self.decode(structure, gray)) + self.template(correlation)
 
     def without_filter(self, gray: Tensor) -> Tensor:
         """Logits by the encoder and decoder alone, as of `forward`."""
+        structure, _ = self.front_ends(gray)
+        return self.head(self.decode(structure, gray))
+
+    def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
+        """Directional structure and derivative correlation of images as of `forward`."""
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
-            structure = self.structure(gray)
-        f8, f16, f32 = self.encode(structure.contiguous(memory_format=torch.channels_last), gray)
+            return (self.structure(gray).contiguous(memory_format=torch.channels_last),
+                    self.correlation(gray))
+
+    def decode(self, structure: Tensor, gray: Tensor) -> Tensor:
+        """Features at stride 8 that tell the distributions, of images and their structure."""
+        f8, f16, f32 = self.encode(structure, gray)
         f16 = self.up16(torch.cat([functional.interpolate(f32, size=f16.shape[-2:]), f16], dim=1))
-        f8 = self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
-        return self.head(f8)
+        return self.up8(torch.cat([functional.interpolate(f16, size=f8.shape[-2:]), f8], dim=1))
 
     def fused(self) -> DisplacementNetwork:
         """The same function with batch norms folded into the convolutions, for inference."""
@@ -294,34 +332,73 @@ class CompactNetwork(DisplacementNetwork):
 
 
 class CellDistributions(nn.Module):
-    """A network as inference uses it: one image in, log-probabilities out."""
+    """
+    A network as inference uses it: images in, log-probabilities out.
+
+    The last layer and the matched filter are one matrix here, whose product is in the order in
+    which the solver reads it.
+
+    :param network: with its batch norms folded, as `fused` gives it
+    :param half: whether to compute in bfloat16 where that is exact enough
+    """
 
     def __init__(self, network: DisplacementNetwork, half: bool) -> None:
         super().__init__()
         self.network = network
         self.half_precision = half
+        last = network.head[-1]
+        weight = torch.cat([last.weight, network.template.weight], dim=1)[..., 0, 0]
+        self.readout = nn.Linear(weight.shape[1], weight.shape[0])
+        self.readout.weight.data, self.readout.bias.data = weight.detach(), last.bias.detach()
 
     def forward(self, gray: Tensor) -> Tensor:
         """
         Predict the displacement over the exposure.
 
-        :param gray: (1, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
-        :returns: log-probabilities of the bins, (H / 8, W / 8, BINS), float32
+        :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
+        :returns: log-probabilities of the bins, (B, H / 8, W / 8, BINS), float32
         """
+        return self.distributions(*self.network.front_ends(gray), gray)
+
+    def distributions(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
+        """What `forward` makes of the front ends' features."""
         with torch.autocast(gray.device.type, torch.bfloat16, enabled=self.half_precision):
-            logits = self.network(gray)
-        return torch.log_softmax(logits.float(), dim=1)[0].movedim(0, -1).contiguous()
+            seen = self.network.head[:-1](self.network.decode(structure, gray))
+            logits = self.readout(torch.cat([seen, correlation], dim=1).movedim(1, -1))
+        return torch.log_softmax(logits.float(), dim=-1)
 
-    def traced(self) -> torch.jit.ScriptModule:
-        """
-        The same function for the CPU in one call, for images of any size.
 
-        It leaves Python's interpreter lock alone, so that another thread can go on with the
-        image before: run step by step, the two take twice as long.
-        """
-        with warnings.catch_warnings(), torch.no_grad():
-            # torch.export, the successor, needs a C++ compiler to make code as quick
-            warnings.simplefilter('ignore', FutureWarning)
-            example = torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
-            # unchecked: running it twice more to compare doubles the time to start
-            return torch.jit.freeze(torch.jit.trace(self.eval(), example, check_trace=False))
+class MethodOf(nn.Module):
+    """One method of a module, as a module of its own, which exporting wants."""
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.owner, self.name = owner, name
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Call the method."""
+        return getattr(self.owner, self.name)(*tensors)
+
+
+def traced(function: Callable[[Tensor], Any]) -> torch.jit.ScriptModule | torch.jit.ScriptFunction:
+    """
+    The same function of images for the CPU in one call, for any size and number of them.
+
+    It leaves Python's interpreter lock alone, so that another thread can go on with the image
+    before: run step by step, the two take twice as long.
+
+    :param function: a module, or a function without weights
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch.export, the successor, needs a C++ compiler to make code as quick
+        warnings.simplefilter('ignore', FutureWarning)
+        # unchecked: running it twice more to compare doubles the time to start
+        if not isinstance(function, nn.Module):
+            return torch.jit.trace(function, example_images(), check_trace=False)
+        return torch.jit.freeze(torch.jit.trace(function.eval(), example_images(),
+                                                check_trace=False))
+
+
+def example_images() -> Tensor:
+    """One small image to trace or export a network with, (1, 1, H, W)."""
+    return torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)

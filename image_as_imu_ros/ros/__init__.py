@@ -1,6 +1,5 @@
 """The ROS 2 node; nothing outside this package imports rclpy."""
 
-import os
+from image_as_imu_ros.quiet_threads import keep_threads_quiet
 
-# The solver's matrices are small: BLAS threads would only wait for each other and for torch's.
-os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+keep_threads_quiet()

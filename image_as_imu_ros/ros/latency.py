@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters
 from image_as_imu_ros.errors import ConfigError, ImageAsImuError
-from image_as_imu_ros.evaluation.benchmark import machine
+from image_as_imu_ros.evaluation.benchmark import commit, load_average, machine
 from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
 from image_as_imu_ros.ros.node import VisualImu, autostart, keep_large_buffers
 from image_as_imu_ros.ros.player import LARGE_IMAGES_PROFILE
@@ -81,7 +81,8 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
     return {
         'mode': 'dds', 'image_size': f'{size[0]}x{size[1]}', 'rate_hz': rate,
         'weights': config.estimator.weights, 'threads': torch.get_num_threads(),
-        'machine': machine('cpu'), 'load_average': [round(load, 1) for load in os.getloadavg()],
+        'runtime': config.estimator.runtime, 'machine': machine('cpu'), 'commit': commit(),
+        'load_average': load_average(),
         **result}
 
 

@@ -24,7 +24,7 @@ from image_as_imu_ros.geometry.blur_solver import (
 )
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import CHANNELS, LengthCritic, hill_features
-from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork
+from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork, traced
 from image_as_imu_ros.synthesis.blur import Sample
 from image_as_imu_ros.training.dataset import CropFactory
 
@@ -66,7 +66,7 @@ def judged_hills(distributions: CellDistributions,
         return np.zeros((count, errors.shape[1]))
 
     gray = torch.from_numpy(image)[None, None]
-    solve_blur(distributions(gray).numpy(), matrix, judge=judge)
+    solve_blur(distributions(gray)[0].numpy(), matrix, judge=judge)
     return features, errors
 
 
@@ -101,7 +101,7 @@ def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int,
     :returns: median relative error of the motion field on the held-out images
     :raises DataFormatError: if there are no photographs
     """
-    distributions = CellDistributions(network.fused(), half=False).traced()
+    distributions = traced(CellDistributions(network.fused(), half=False))
     config = TrainingConfig(seed=seed, width=WIDTH_PX, height=HEIGHT_PX)
     shares = ((False, images, 'solving'), (True, max(images // 5, 1), 'held out'))
     sets = []

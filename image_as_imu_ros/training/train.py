@@ -243,7 +243,7 @@ def rotation_error(network: nn.Module, samples: list[Any], device: str) -> float
     errors = []
     for sample in samples:
         image = sample.rgb if architecture.colour else sample.gray
-        output = architecture.observe(image.astype(np.float32) / 255.0)
+        output, = architecture.observe([image.astype(np.float32) / 255.0])
         matrix = motion_field_matrix(architecture.points(sample.intrinsics), sample.intrinsics)
         found = architecture.solve(output, matrix, None).motion[:3]
         true = sample.motion[:3]

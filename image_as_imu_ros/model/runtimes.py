@@ -1,0 +1,209 @@
+"""
+What computes the distributions of the compact network: `estimator.runtime`.
+
+On the CPU, `torch` is a trace of the network; `onnxruntime` leaves the fixed front ends to torch,
+whose views save it the copies of their many slices, and runs the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.model.network import (
+    CellDistributions,
+    CompactNetwork,
+    DisplacementNetwork,
+    MethodOf,
+    example_images,
+    traced,
+)
+
+OPSET = 17
+PROVIDERS = {('onnxruntime', 'cpu'): 'CPUExecutionProvider',
+             ('onnxruntime', 'cuda'): 'CUDAExecutionProvider',
+             ('tensorrt', 'cuda'): 'TensorrtExecutionProvider'}
+INPUTS, OUTPUT = ('structure', 'correlation', 'gray'), 'log_probability'
+"""Of the exported model."""
+
+
+class Runtime(Protocol):
+    """Computes distributions. Any thread may call it, one at a time."""
+
+    def __call__(self, gray: Tensor) -> Tensor:
+        """
+        Compute distributions of images.
+
+        :param gray: (B, 1, H, W) float32 on the CPU, as of `CellDistributions`
+        :returns: log-probabilities, (B, H / 8, W / 8, BINS) float32 on the CPU
+        """
+
+
+def make_runtime(name: str, network: DisplacementNetwork, device: str) -> Runtime:
+    """
+    Prepare a network for inference.
+
+    :param name: as the setting `estimator.runtime`; 'auto' is the quickest of those installed
+        that was measured on such a device, with such a network
+    :param device: 'cpu' or 'cuda'
+    :raises ConfigError: if what it needs is missing
+    """
+    if name == 'auto':
+        quickest = device == 'cpu' and isinstance(network, CompactNetwork) \
+            and not _cpu_computes_bfloat16()
+        installed = all(map(importlib.util.find_spec, ('onnxruntime', 'onnx')))
+        name = 'onnxruntime' if quickest and installed else 'torch'
+    network = network.fused().to(device, memory_format=torch.channels_last)
+    if name in ('onnxruntime', 'tensorrt'):
+        return OnnxRuntime(CellDistributions(network, half=False).eval(), name, device)
+    half = device == 'cuda' or _cpu_computes_bfloat16()
+    distributions = CellDistributions(network, half).eval()
+    if name == 'compile':
+        return CompiledRuntime(distributions, device)
+    return TorchRuntime(distributions, device)
+
+
+class TorchRuntime:
+    """Torch: step by step on a GPU, traced on the CPU."""
+
+    def __init__(self, distributions: CellDistributions, device: str) -> None:
+        self._device = device
+        self._distributions: Any = distributions if device == 'cuda' else traced(distributions)
+
+    def __call__(self, gray: Tensor) -> Tensor:
+        """Compute distributions, as of `Runtime`."""
+        with torch.inference_mode():
+            return self._distributions(gray.to(self._device)).cpu()
+
+
+class CompiledRuntime:
+    """
+    Torch's compiler, on a GPU with CUDA graphs; each size of image is compiled when it comes.
+
+    It works in a thread of its own, as CUDA graphs belong to the thread that made them.
+
+    :raises ConfigError: if it cannot compile here
+    """
+
+    def __init__(self, distributions: CellDistributions, device: str) -> None:
+        self._device = device
+        self._compiled = torch.compile(
+            distributions, mode='reduce-overhead' if device == 'cuda' else 'default')
+        self._thread = ThreadPoolExecutor(1, 'compiled network')
+        try:
+            self(example_images())
+        except Exception as error:  # torch's compilers raise many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f'runtime: torch cannot compile here ({reason}); it needs a C++ '
+                              'compiler, on a GPU Triton; or use "torch"') from error
+
+    def __call__(self, gray: Tensor) -> Tensor:
+        """Compute distributions, as of `Runtime`."""
+        return self._thread.submit(self._run, gray).result()
+
+    def _run(self, gray: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._compiled(gray.to(self._device)).cpu()
+
+
+class OnnxRuntime:
+    """
+    ONNX Runtime for what follows the front ends, exported in memory, for images of any size.
+
+    :param name: 'onnxruntime' or 'tensorrt'
+    :raises ConfigError: if it is not installed, or not for this device
+    """
+
+    def __init__(self, distributions: CellDistributions, name: str, device: str) -> None:
+        try:
+            import onnx  # noqa: F401  # which torch's export needs
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ConfigError(f'runtime: "{name}" needs {error.name}; pip install '
+                              "'image_as_imu_ros[onnxruntime]'") from error
+        provider = PROVIDERS.get((name, device))
+        if provider not in onnxruntime.get_available_providers():
+            raise ConfigError(
+                f'runtime: "{name}" on device {device} is not in this onnxruntime, which has '
+                f'{", ".join(onnxruntime.get_available_providers())}; on an NVIDIA GPU, pip '
+                'install onnxruntime-gpu instead; or use "torch"')
+        self._device = device
+        self._front_ends = front_ends(distributions.network, device)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # its threads would take the processor from the solver of the image before
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        self._session = onnxruntime.InferenceSession(
+            exported(distributions, device), options, providers=[
+                (provider, _provider_options(provider))])
+        self._inputs = [each.name for each in self._session.get_inputs()]
+
+    def __call__(self, gray: Tensor) -> Tensor:
+        """Compute distributions, as of `Runtime`."""
+        with torch.inference_mode():
+            gray = gray.to(self._device)
+            features = dict(zip(INPUTS, (*self._front_ends(gray), gray)))
+            features = {name: features[name].contiguous() for name in self._inputs}
+        if self._device == 'cpu':
+            return torch.from_numpy(self._session.run(
+                None, {name: tensor.numpy() for name, tensor in features.items()})[0])
+        binding = self._session.io_binding()
+        for name, tensor in features.items():
+            binding.bind_input(name, 'cuda', 0, np.float32, tuple(tensor.shape),
+                               tensor.data_ptr())
+        binding.bind_output(OUTPUT, 'cpu')
+        torch.cuda.current_stream().synchronize()  # the session works in a stream of its own
+        self._session.run_with_iobinding(binding)
+        return torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+
+
+def front_ends(network: DisplacementNetwork,
+               device: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The fixed front ends of a network alone, as quick as torch has them on a device."""
+    if device == 'cuda':
+        return network.front_ends
+    return traced(lambda gray: network.front_ends(gray))  # which takes no methods of modules
+
+
+def exported(distributions: CellDistributions, device: str) -> bytes:
+    """ONNX model of what follows the front ends, for any number and size of images."""
+    gray = example_images().to(device)
+    axes = {0: 'images', 2: 'height', 3: 'width'}
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # torch's newer export takes ten times as long
+        features = (*distributions.network.front_ends(gray), gray)
+        torch.onnx.utils.export(
+            MethodOf(distributions, 'distributions').eval(), features, file, opset_version=OPSET,
+            input_names=list(INPUTS), output_names=[OUTPUT],
+            dynamic_axes={name: {axis: f'{name}_{text}' for axis, text in axes.items()}
+                          for name in INPUTS})
+    return file.getvalue()
+
+
+def _provider_options(provider: str) -> dict[str, Any]:
+    """Settings of a provider of ONNX Runtime."""
+    if provider != 'TensorrtExecutionProvider':
+        return {}
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'image_as_imu_ros'
+    cache.mkdir(parents=True, exist_ok=True)
+    return {'trt_fp16_enable': True, 'trt_engine_cache_enable': True,  # building takes minutes
+            'trt_engine_cache_path': str(cache), 'trt_timing_cache_enable': True,
+            'trt_timing_cache_path': str(cache)}
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here; elsewhere it is emulated, slowly."""
+    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
+    return bool(probe and probe())

@@ -1,0 +1,169 @@
+"""Every runtime gives the motion that torch gives step by step, or says what it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from image_as_imu_ros.config import EstimatorConfig
+from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.model.architectures import build_network
+from image_as_imu_ros.model.network import CellDistributions
+from image_as_imu_ros.model.runtimes import OnnxRuntime, TorchRuntime, make_runtime
+from image_as_imu_ros.quiet_threads import SETTINGS
+from image_as_imu_ros.types import Frame
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+ON_CPU = ('torch', 'onnxruntime')
+
+
+def config(runtime: str, device: str = 'cpu') -> EstimatorConfig:
+    return EstimatorConfig(device=device, threads=1, runtime=runtime)
+
+
+@pytest.fixture(scope='module')
+def gyroscopes():
+    """A gyroscope for each runtime that is quick to start on a CPU."""
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnx')
+    return {name: VisualGyroscope(config(name)) for name in ON_CPU}
+
+
+@pytest.fixture(scope='module')
+def eager(gyroscopes):
+    """Torch, step by step, of the shipped weights, without folding or tracing anything."""
+    network = gyroscopes['torch'].weights.network
+
+    def distributions(gray):
+        with torch.inference_mode():
+            return torch.log_softmax(network(gray), dim=1).movedim(1, -1)
+    return distributions
+
+
+@pytest.mark.parametrize('name', ON_CPU)
+@pytest.mark.parametrize('images, height, width', [(1, 224, 320), (3, 104, 136), (2, 200, 72)])
+def test_distributions_are_those_of_eager_torch(gyroscopes, eager, name, images, height, width):
+    random = np.random.default_rng(images)
+    gray = torch.from_numpy(np.stack([
+        cv2.GaussianBlur(random.random((height, width), np.float32), (0, 0), 2 + k)
+        for k in range(images)])[:, None])
+    runtime = make_runtime(name, gyroscopes[name].weights.network, 'cpu')
+    torch.testing.assert_close(runtime(gray), eager(gray), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('name', ON_CPU)
+def test_velocity_is_that_of_eager_torch(gyroscopes, eager, name, blurred_frames):
+    gyroscope = gyroscopes[name]
+    differences, speeds = [], []
+    for frame in blurred_frames[::3]:
+        observation = gyroscope.observe(frame)
+        gray = torch.from_numpy(observation.working_image)[None, None]
+        by_eager = dataclasses.replace(
+            observation, output=(observation.working_image, eager(gray)[0].numpy()))
+        found, expected = (gyroscope.solve(each).solution.averaged().motion[:3]
+                           / frame.exposure_time_s for each in (observation, by_eager))
+        speeds.append(np.linalg.norm(expected))
+        differences.append(min(np.linalg.norm(found - expected), np.linalg.norm(found + expected)))
+    # a last bit may lead the solver, which stops after so many steps, to stop elsewhere
+    assert np.median(np.divide(differences, speeds)) < 0.001
+    assert np.linalg.norm(differences) < 0.01 * np.linalg.norm(speeds)
+
+
+def test_frames_observed_together_give_what_each_gives(gyroscopes, blurred_frames):
+    gyroscope = gyroscopes['onnxruntime']
+    first, second = blurred_frames[:2]
+    small = Frame(cv2.resize(first.image, (160, 120)), first.stamp_ns,
+                  first.intrinsics.resized(160, 120), first.exposure_time_s)
+    blank = dataclasses.replace(first, image=np.zeros_like(first.image))
+    frames = [first, small, blank, second]
+    for frame, together in zip(frames, gyroscope.observe_all(frames)):
+        alone = gyroscope.observe(frame)
+        assert together.frame is frame and set(together.timing_ms) == set(alone.timing_ms)
+        np.testing.assert_array_equal(together.working_image, alone.working_image)
+        if frame is blank:
+            assert together.output is None
+        else:
+            np.testing.assert_allclose(together.output[1], alone.output[1], atol=1e-3)
+    assert gyroscope.observe_all([]) == []
+
+
+@pytest.mark.parametrize('missing', ['onnxruntime', 'onnx'])
+def test_without_onnxruntime_torch_does_it(gyroscopes, monkeypatch, missing):
+    network = gyroscopes['torch'].weights.network
+    monkeypatch.setattr('image_as_imu_ros.model.runtimes._cpu_computes_bfloat16', lambda: False)
+    assert isinstance(make_runtime('auto', network, 'cpu'), OnnxRuntime)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert isinstance(make_runtime('auto', network, 'cpu'), TorchRuntime)
+    with pytest.raises(ConfigError, match=rf'"onnxruntime" needs {missing}; pip install'):
+        VisualGyroscope(config('onnxruntime'))
+
+
+def test_tensorrt_is_refused_where_there_is_none(gyroscopes):
+    with pytest.raises(ConfigError, match='"tensorrt" on device cpu .* has .*CPUExecution'):
+        VisualGyroscope(config('tensorrt'))
+
+
+def test_a_failing_compiler_is_told_in_one_line(gyroscopes, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError('no compiler found\nand more')
+    monkeypatch.setattr(torch, 'compile', lambda *_, **__: refuse)
+    with pytest.raises(ConfigError, match=r'cannot compile here \(no compiler found\)') as error:
+        VisualGyroscope(config('compile'))
+    assert '\n' not in str(error.value)
+
+
+def test_the_reference_network_runs_in_torch_only():
+    from image_as_imu_ros.model.architectures import Reference
+    network = torch.nn.Identity()
+    with pytest.raises(ConfigError, match='runs in torch, not in "onnxruntime"'):
+        Reference(network, 'cpu', 'onnxruntime')
+
+
+def test_networks_that_see_the_image_too_are_exported_with_it():
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnx')
+    network = build_network('timm:mobilenetv4_conv_small', (16, 24, 32, 40)).eval()
+    gray = torch.rand(2, 1, 96, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = CellDistributions(network.fused(), half=False)(gray)
+    runtime = make_runtime('onnxruntime', network, 'cpu')
+    torch.testing.assert_close(runtime(gray), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('package', ['cli', 'ros'])
+def test_threads_of_commands_and_node_sleep_while_they_wait(package):
+    code = f"import os, image_as_imu_ros.{package}; " \
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['OPENBLAS_NUM_THREADS'])"
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    for given, expected in (({}, 'passive 1'), ({'OMP_WAIT_POLICY': 'active'}, 'active 1')):
+        result = subprocess.run([sys.executable, '-c', code], cwd=CHECKOUT, text=True, check=True,
+                                env={**environment, **given}, capture_output=True)
+        assert result.stdout.strip() == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no GPU')
+@pytest.mark.parametrize('name', ['torch', 'compile', 'onnxruntime', 'tensorrt'])
+def test_gpu_runtimes_give_the_motion_of_the_cpu(name, gyroscope, blurred_frames):
+    """
+    On a machine with an NVIDIA GPU, a CUDA build of torch, onnxruntime-gpu and TensorRT.
+
+    Run: python -m pytest -m gpu test/test_runtimes.py
+    """
+    on_gpu = VisualGyroscope(config(name, 'cuda'))
+    differences, speeds = [], []
+    for frame in blurred_frames[::3]:
+        expected = gyroscope.estimate(frame).angular_velocity_rad_s
+        found = on_gpu.estimate(frame).angular_velocity_rad_s
+        speeds.append(np.linalg.norm(expected))
+        differences.append(min(np.linalg.norm(found - expected), np.linalg.norm(found + expected)))
+    assert np.linalg.norm(differences) < 0.01 * np.linalg.norm(speeds)
