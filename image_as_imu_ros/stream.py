@@ -246,44 +246,34 @@ class StreamEstimator:
               elapsed_s: float | None) -> MotionEstimate:
         """Resolve the blur's sign, update the filter and read it out."""
         frame = measurement.frame
-        margin = 0.0
         history, self._gain_history = self._gain_history, []
+        blurred = measurement.informative and frame.exposure_time_s is not None
         if frame.exposure_time_s is not None:
             estimate = self.gyroscope.to_estimate(measurement)
         else:
             estimate = _nothing(frame.stamp_ns)
-        blurred = measurement.informative and frame.exposure_time_s is not None
-        blur_rate = estimate.angular_velocity_rad_s
-        signing = estimate
+        blur_rate, margin = estimate.angular_velocity_rad_s, 0.0
         if blurred and (elapsed_s is not None or self._estimates_exposure):
-            signing = estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
+            estimate = _scaled(estimate, 1.0 / self._gain.value, self._gain.variance)
         if blurred and elapsed_s is not None:
-            if self._estimates_exposure and not self._knows_exposure:
-                # the sign is then in the direction, whatever the length
-                length = np.linalg.norm(self._filter.rate) / (np.linalg.norm(blur_rate) + 1e-9)
-                signing = _scaled(self.gyroscope.to_estimate(measurement), float(length), 0.0)
-            rate, covariance = signing.angular_velocity_rad_s, signing.covariance[3:, 3:]
-            against = self._filter.likelihood(-rate, covariance) \
-                - self._filter.likelihood(rate, covariance)
-            margin = 0.5 * abs(against)
-            if against < 0:
+            evidence = self._evidence_for_sign(measurement, estimate)
+            margin = abs(evidence)
+            if evidence < 0:
                 estimate, blur_rate = estimate.negated(), -blur_rate
-            rate = estimate.angular_velocity_rad_s
-            if margin >= RESOLVED_MARGIN:
-                self._update_by_blur(measurement, rate)
-                if alignment is not None:
-                    self._gain_history = [*history[-2:],
-                                          (blur_rate, alignment.motion[:3], elapsed_s)]
-                    self._learn_gain()
-                    self._compare_blurs(measurement, alignment)
-            else:  # of either sign: zero, give or take the rate
-                either = estimate.of_either_sign()
-                self._filter.update(RATE, np.zeros(3), either.covariance[3:, 3:])
+        resolved = margin >= RESOLVED_MARGIN
+        if resolved:
+            self._update_by_blur(measurement, estimate.angular_velocity_rad_s)
+            if alignment is not None:
+                self._gain_history = [*history[-2:], (blur_rate, alignment.motion[:3], elapsed_s)]
+                self._learn_gain()
+                self._compare_blurs(measurement, alignment)
+        elif blurred and elapsed_s is not None:  # of either sign: zero, give or take the rate
+            either = estimate.of_either_sign()
+            self._filter.update(RATE, np.zeros(3), either.covariance[3:, 3:])
         inflates = blurred and self.config.unresolved_sign == 'inflate'
         if elapsed_s is None:
             return replace(estimate.of_either_sign(), sign_resolved=True,
                            status=EstimateStatus.PREDICTED) if inflates else estimate
-        resolved = margin >= RESOLVED_MARGIN
         if alignment is not None and not resolved:
             estimate = replace(
                 estimate,
@@ -297,13 +287,23 @@ class StreamEstimator:
             status = EstimateStatus.PREDICTED
         else:
             return estimate
-        if inflates and not resolved and alignment is None:
-            estimate = estimate.of_either_sign()
         return replace(
             with_twist(estimate, self._filter.mean,
                        self._filter.variance_factor * self._filter.covariance,
                        self.gyroscope.depth_of(measurement)),
             sign_resolved=True, sign_margin=margin, status=status)
+
+    def _evidence_for_sign(self, measurement: BlurMeasurement, estimate: MotionEstimate) -> float:
+        """Log-likelihood ratio of a blur's estimate, as it is signed, against its reverse."""
+        if self._estimates_exposure and not self._knows_exposure:
+            # the sign is then in the direction, whatever the length
+            unscaled = self.gyroscope.to_estimate(measurement)
+            length = np.linalg.norm(self._filter.rate) \
+                / (np.linalg.norm(unscaled.angular_velocity_rad_s) + 1e-9)
+            estimate = _scaled(unscaled, float(length), 0.0)
+        rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
+        return 0.5 * (self._filter.likelihood(-rate, covariance)
+                      - self._filter.likelihood(rate, covariance))
 
     def _update_by_blur(self, measurement: BlurMeasurement, rate: np.ndarray) -> None:
         """Take in a blur, on the side of a rate, (3,)."""
