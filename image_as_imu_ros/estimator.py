@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,9 +98,10 @@ class VisualGyroscope:
             self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
         elif config.device == 'cuda' and not torch.cuda.is_available():
             raise ConfigError('device: "cuda" was asked for but torch sees no GPU; use "auto"')
-        if config.threads:
-            torch.set_num_threads(config.threads)
-            cv2.setNumThreads(config.threads)
+        # the other half is for what goes on beside the network
+        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
         self.weights = load_weights(config.weights)
         self._architecture = architecture_of(self.weights.network)(
             self.weights.network, self.device, config.runtime)
