@@ -119,13 +119,16 @@ def _write_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _drawn_scenes(arguments: argparse.Namespace, config: DatasetConfig) -> Source:
+    import cv2
     import torch
 
     from image_as_imu_ros.config import TrainingConfig
     from image_as_imu_ros.training.drawn_scenes import DrawnScenes
     if arguments.promptda or arguments.rife or arguments.blend:
         raise ConfigError('--promptda, --rife and --blend work on recordings: give --recordings')
-    torch.set_num_threads(1)  # as in training's processes: rounding depends on it
+    # as in training's processes: rounding depends on their numbers
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     training = TrainingConfig(width=config.width, height=config.height, seed=config.seed,
                               procedural=config.procedural, rooms=config.rooms)
     return DrawnScenes(training, arguments.images or DRAWN, arguments.assets,
