@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,6 +203,13 @@ def camera_pose_values(text: str) -> tuple[float, ...]:
     return values
 
 
+# of the images that training draws, alike on the fly and in a dataset
+share_of_drawings = partial(
+    setting, 0.3, 'share of drawn textures, the rest being photographs', low=0.0, high=1.0)
+share_of_rooms = partial(
+    setting, 0.3, 'share of rendered rooms, where there are keyframes of some', low=0.0, high=1.0)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a network is trained: the compact one on synthetic blur, unless told otherwise."""
@@ -237,10 +245,8 @@ class TrainingConfig:
     depth_weight: float = setting(1e-3, 'of the depth in it', low=0.0, high=1e6)
     pose_weight: float = setting(0.0, 'of the pose that its linear solver finds', low=0.0,
                                  high=1e6)
-    procedural: float = setting(0.3, 'share of drawn textures, the rest being photographs',
-                                low=0.0, high=1.0)
-    rooms: float = setting(0.3, 'share of rendered rooms, where there are keyframes of some',
-                           low=0.0, high=1.0)
+    procedural: float = share_of_drawings()
+    rooms: float = share_of_rooms()
     shards: str = setting('', 'folder of a dataset in shards, of `synthesize --format '
                           'webdataset`, to train on instead of drawing')
     validation: int = setting(256, 'held-out images scored at each checkpoint', low=1)
@@ -270,10 +276,8 @@ class DatasetConfig:
     height: int = setting(224, 'image height', unit='px', low=32, high=4096)
     block: int = setting(256, 'images in a shard, or in a part of the table: what is lost when a '
                          'process is stopped', low=1, high=100_000)
-    procedural: float = setting(0.3, 'share of drawn textures, the rest being photographs',
-                                low=0.0, high=1.0)
-    rooms: float = setting(0.3, 'share of rendered rooms, where there are keyframes of some',
-                           low=0.0, high=1.0)
+    procedural: float = share_of_drawings()
+    rooms: float = share_of_rooms()
     frames_apart: int = setting(10, 'frames of a recording that an exposure lasts; an even number',
                                 low=2, high=1000)
     frame_step: int = setting(5, 'frames between the starts of two exposures', low=1, high=100_000)

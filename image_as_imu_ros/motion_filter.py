@@ -54,6 +54,11 @@ def singer(elapsed_s: float, acceleration: float,
     return transition, noise
 
 
+def mahalanobis(innovation: np.ndarray, spread: np.ndarray) -> float:
+    """Squared Mahalanobis distance of an innovation (m,) of a covariance (m, m)."""
+    return float(innovation @ np.linalg.solve(spread, innovation))
+
+
 def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value: np.ndarray,
             noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """
@@ -67,7 +72,7 @@ def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value:
     """
     innovation, known = value - matrix @ mean, matrix @ covariance
     spread = known @ matrix.T + noise
-    distance = float(innovation @ np.linalg.solve(spread, innovation))
+    distance = mahalanobis(innovation, spread)
     spread *= max(1.0, distance / GATE)
     gain = np.linalg.solve(spread, known).T
     covariance = covariance - gain @ known
@@ -236,8 +241,7 @@ class MotionFilter:
 
     def likelihood(self, rate: np.ndarray, covariance: np.ndarray) -> float:
         """Squared Mahalanobis distance of a measured angular velocity, (3,) rad/s."""
-        innovation = rate - self.rate
-        return float(innovation @ np.linalg.solve(self.rate_covariance + covariance, innovation))
+        return mahalanobis(rate - self.rate, self.rate_covariance + covariance)
 
     def update(self, entries: slice | np.ndarray, value: np.ndarray,
                covariance: np.ndarray) -> None:

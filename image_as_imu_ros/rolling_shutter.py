@@ -23,6 +23,7 @@ from image_as_imu_ros.motion_filter import (
     RESOLVED_MARGIN,
     BlurGain,
     MotionFilter,
+    mahalanobis,
     singer,
     updated,
 )
@@ -136,9 +137,8 @@ class BandFilter:
 
     def distance(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> float:
         """Squared Mahalanobis distance of a measurement."""
-        innovation = value - matrix @ self.mean
-        spread = matrix @ self.covariance @ matrix.T + covariance
-        return float(innovation @ np.linalg.solve(spread, innovation))
+        return mahalanobis(value - matrix @ self.mean,
+                           matrix @ self.covariance @ matrix.T + covariance)
 
     def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
         """Take in a measurement, trusted less the further it is outside the gate."""

@@ -119,16 +119,12 @@ def _write_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _drawn_scenes(arguments: argparse.Namespace, config: DatasetConfig) -> Source:
-    import cv2
-    import torch
-
     from image_as_imu_ros.config import TrainingConfig
+    from image_as_imu_ros.training.dataset import keep_to_one_thread
     from image_as_imu_ros.training.drawn_scenes import DrawnScenes
     if arguments.promptda or arguments.rife or arguments.blend:
         raise ConfigError('--promptda, --rife and --blend work on recordings: give --recordings')
-    # as in training's processes: rounding depends on their numbers
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    keep_to_one_thread()
     training = TrainingConfig(width=config.width, height=config.height, seed=config.seed,
                               procedural=config.procedural, rooms=config.rooms)
     return DrawnScenes(training, arguments.images or DRAWN, arguments.assets,

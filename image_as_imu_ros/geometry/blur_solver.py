@@ -8,7 +8,6 @@ one component of its blur and says little of the other keeps both facts this way
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -463,10 +462,14 @@ def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMomen
     extents_px = np.median(np.sqrt(u * u + v * v), axis=1)
     covariances = spread_covariances(moments, matrix, motions, extents_px, objective.focal_px,
                                      thinning)
-    described = zip(motions, covariances, values.mean(axis=1).tolist(), itertools.repeat(0.0),
-                    inliers.mean(axis=1).tolist(), extents_px.tolist(), itertools.repeat(None),
-                    translation_spread(motions, objective.focal_px).tolist())
-    return [BlurSolution(*each) for each in described], values.sum(axis=1) * objective.weight
+    means, shares = values.mean(axis=1), inliers.mean(axis=1)
+    spreads = translation_spread(motions, objective.focal_px)
+    solutions = [
+        BlurSolution(motion, covariances[k], log_likelihood=float(means[k]), information=0.0,
+                     inlier_share=float(shares[k]), extent_px=float(extents_px[k]),
+                     translation_spread=float(spreads[k]))
+        for k, motion in enumerate(motions)]
+    return solutions, values.sum(axis=1) * objective.weight
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,8 @@ def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills) -> np.nda
         hills.heights - hills.heights.max()], axis=-1)[..., None]
     derivatives = None
     for feature, flow_px, median_px in zip(features, flows_px, medians_px.tolist()):
-        if derivatives is None or max(median_px, derivatives.typical_px) \
-                > SAME_SCALE * min(median_px, derivatives.typical_px):
+        if derivatives is None or max(median_px / derivatives.typical_px,
+                                      derivatives.typical_px / median_px) > SAME_SCALE:
             derivatives = SteeredDerivatives(image, median_px)
         feature[:STEERED] = derivatives.correlations(centres_px, flow_px)
     return features

@@ -10,6 +10,8 @@ from scipy.spatial.transform import Rotation
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.types import CameraIntrinsics
 
+MAX_MEAN_FLOW_PX = 30.0
+"""The paper leaves out images that are blurred more."""
 INSTANTS = 21
 """Of an exposure, at which its time-resolved velocity is stated, both ends included."""
 

@@ -32,6 +32,7 @@ from image_as_imu_ros.synthesis.exposure import MAX_STEP_SAMPLES
 from image_as_imu_ros.synthesis.keyframes import LAYERS, OVERSAMPLING, Keyframe, average_light
 from image_as_imu_ros.synthesis.labelled_image import (
     INSTANTS,
+    MAX_MEAN_FLOW_PX,
     LabelledImage,
     mean_flow_px,
     pose_matrix,
@@ -44,8 +45,6 @@ from image_as_imu_ros.synthesis.rgbd_recordings import (
 from image_as_imu_ros.synthesis.textures import GAMMA
 from image_as_imu_ros.types import CameraIntrinsics
 
-MAX_MEAN_FLOW_PX = 30.0
-"""The paper leaves out images that are blurred more."""
 VIEW = 1.05
 """Width of a recording's reduced images over that of the ones cut out of their middle."""
 BEHIND = 1.1

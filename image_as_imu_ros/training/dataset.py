@@ -23,7 +23,7 @@ from image_as_imu_ros.model.network import STRIDE_PX
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.synthesis import keyframes as rooms
 from image_as_imu_ros.synthesis.blur import Sample, Shot, draw_sensor, plan, take
-from image_as_imu_ros.synthesis.labelled_image import LabelledImage
+from image_as_imu_ros.synthesis.labelled_image import MAX_MEAN_FLOW_PX, LabelledImage
 from image_as_imu_ros.synthesis.motion import (
     DISTANCE_M,
     sample_camera,
@@ -46,8 +46,6 @@ CROPS_PER_DRAWING = 64
 """Procedural textures are drawn anew after so many crops; drawing costs ten crops."""
 KEYFRAMES_AT_A_TIME = 8
 """Rooms take turns among so many keyframes over 4 CROPS_PER_DRAWING; reading costs two crops."""
-MAX_MEAN_FLOW_PX = 30.0
-"""The paper leaves out images that are blurred more."""
 FAR_M = 100.0
 """Depth of what has none."""
 SENSORS = SensorConfig()
@@ -394,6 +392,12 @@ def make_factory(config: TrainingConfig, assets: Path | None, labels: tuple[Path
         else CropFactory(config, assets, held_out, keyframes)
 
 
+def keep_to_one_thread() -> None:
+    """For a process that makes images: others do too, and rounding depends on the threads."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
 class CropBatches(IterableDataset):
     """
     One process's share of the batches, from a starting index on; workers take turns in order.
@@ -417,8 +421,7 @@ class CropBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch | list[Any]]:
         """Yield batches as the factory's `collate` makes them, or their plans."""
-        cv2.setNumThreads(1)
-        torch.set_num_threads(1)
+        keep_to_one_thread()
         info = get_worker_info()
         turn, turns = (info.id, info.num_workers) if info else (0, 1)
         factory = make_factory(self.config, self.assets, self.labels, held_out=False,
