@@ -99,7 +99,7 @@ def test_frames_observed_together_give_what_each_gives(gyroscopes, blurred_frame
 @pytest.mark.parametrize('missing', ['onnxruntime', 'onnx'])
 def test_without_onnxruntime_torch_does_it(gyroscopes, monkeypatch, missing):
     network = gyroscopes['torch'].weights.network
-    monkeypatch.setattr('image_as_imu_ros.model.runtimes._cpu_computes_bfloat16', lambda: False)
+    monkeypatch.setattr('image_as_imu_ros.model.runtimes.computes_bfloat16', lambda device: False)
     assert isinstance(make_runtime('auto', network, 'cpu'), OnnxRuntime)
     monkeypatch.setitem(sys.modules, missing, None)
     assert isinstance(make_runtime('auto', network, 'cpu'), TorchRuntime)

@@ -272,15 +272,30 @@ class DisplacementNetwork(nn.Module):
         Predict the displacement over the exposure.
 
         :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
-        :returns: logits of the bins, (B, BINS, H / 8, W / 8)
+        :returns: logits of the bins, (B, H / 8, W / 8, BINS)
         """
         structure, correlation = self.front_ends(gray)
-        return self.head(self.decode(structure, gray)) + self.template(correlation)
+        return functional.linear(self.last_features(structure, correlation, gray),
+                                 *self.last_layer())
 
     def without_filter(self, gray: Tensor) -> Tensor:
         """Logits by the encoder and decoder alone, as of `forward`."""
         structure, _ = self.front_ends(gray)
-        return self.head(self.decode(structure, gray))
+        return self.head(self.decode(structure, gray)).movedim(1, -1)
+
+    def last_features(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
+        """What `last_layer` turns into logits, (B, H / 8, W / 8, C), from the front ends'."""
+        seen = self.head[:-1](self.decode(structure, gray))
+        return torch.cat([seen, correlation], dim=1).movedim(1, -1)
+
+    def last_layer(self) -> tuple[Tensor, Tensor]:
+        """
+        The head's last layer and the matched filter as one matrix (BINS, C), and the bias.
+
+        Its product is in the order in which losses and solver read it.
+        """
+        last = self.head[-1]
+        return torch.cat([last.weight, self.template.weight], dim=1)[..., 0, 0], last.bias
 
     def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """Directional structure and derivative correlation of images as of `forward`."""
@@ -335,9 +350,6 @@ class CellDistributions(nn.Module):
     """
     A network as inference uses it: images in, log-probabilities out.
 
-    The last layer and the matched filter are one matrix here, whose product is in the order in
-    which the solver reads it.
-
     :param network: with its batch norms folded, as `fused` gives it
     :param half: whether to compute in bfloat16 where that is exact enough
     """
@@ -346,10 +358,9 @@ class CellDistributions(nn.Module):
         super().__init__()
         self.network = network
         self.half_precision = half
-        last = network.head[-1]
-        weight = torch.cat([last.weight, network.template.weight], dim=1)[..., 0, 0]
+        weight, bias = network.last_layer()
         self.readout = nn.Linear(weight.shape[1], weight.shape[0])
-        self.readout.weight.data, self.readout.bias.data = weight.detach(), last.bias.detach()
+        self.readout.weight.data, self.readout.bias.data = weight.detach(), bias.detach()
 
     def forward(self, gray: Tensor) -> Tensor:
         """
@@ -363,8 +374,7 @@ class CellDistributions(nn.Module):
     def distributions(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
         """What `forward` makes of the front ends' features."""
         with torch.autocast(gray.device.type, torch.bfloat16, enabled=self.half_precision):
-            seen = self.network.head[:-1](self.network.decode(structure, gray))
-            logits = self.readout(torch.cat([seen, correlation], dim=1).movedim(1, -1))
+            logits = self.readout(self.network.last_features(structure, correlation, gray))
         return torch.log_softmax(logits.float(), dim=-1)
 
 

@@ -61,13 +61,13 @@ def make_runtime(name: str, network: DisplacementNetwork, device: str) -> Runtim
     """
     if name == 'auto':
         quickest = device == 'cpu' and isinstance(network, CompactNetwork) \
-            and not _cpu_computes_bfloat16()
+            and not computes_bfloat16('cpu')
         installed = all(map(importlib.util.find_spec, ('onnxruntime', 'onnx')))
         name = 'onnxruntime' if quickest and installed else 'torch'
     network = network.fused().to(device, memory_format=torch.channels_last)
     if name in ('onnxruntime', 'tensorrt'):
         return OnnxRuntime(CellDistributions(network, half=False).eval(), name, device)
-    half = device == 'cuda' or _cpu_computes_bfloat16()
+    half = computes_bfloat16(device)
     distributions = CellDistributions(network, half).eval()
     if name == 'compile':
         return CompiledRuntime(distributions, device)
@@ -203,7 +203,7 @@ def _provider_options(provider: str) -> dict[str, Any]:
             'trt_timing_cache_path': str(cache)}
 
 
-def _cpu_computes_bfloat16() -> bool:
-    """Whether bfloat16 is faster than float32 here; elsewhere it is emulated, slowly."""
+def computes_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is faster than float32 there; some CPUs emulate it, eight times slower."""
     probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
-    return bool(probe and probe())
+    return device == 'cuda' or bool(probe and probe())

@@ -70,7 +70,7 @@ def evidence(network: DisplacementNetwork, sample: Sample, seed: int) -> Tensor:
 
     gray = torch.from_numpy(sample.gray)[None, None].float() / 255.0
     features = network.correlation(gray)
-    log_probability = torch.log_softmax(network.without_filter(gray), dim=1)[0].flatten(1).T
+    log_probability = torch.log_softmax(network.without_filter(gray), dim=-1)[0].flatten(0, 1)
     bins, weights = interpolation(flow_px)
     cells = torch.arange(len(log_probability))[:, None]
     rows = [(log_probability[cells, bins[k]] * weights[k]).sum() for k in range(len(motions))]

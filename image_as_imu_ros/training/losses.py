@@ -28,27 +28,26 @@ RIVALS = 16
 """Motions that each image's true motion is compared with."""
 
 
-def distribution_loss(logits: Tensor, flow_px: Tensor) -> Tensor:
+def distribution_loss(log_probability: Tensor, flow_px: Tensor) -> Tensor:
     """
     Cross-entropy against the bins around the true displacement.
 
-    :param logits: (B, BINS, h, w)
+    :param log_probability: (B, h, w, BINS)
     :param flow_px: (B, h, w, 2), px
     :returns: mean over all cells, nats
     """
     bins, weights = interpolation(flow_px)
-    log_probability = functional.log_softmax(logits.float(), dim=1).movedim(1, -1)
     return -(weights * log_probability.gather(-1, bins)).sum(dim=-1).mean()
 
 
-def motion_loss(logits: Tensor, field: Tensor, motion: Tensor, rivals: Tensor) -> Tensor:
+def motion_loss(log_probability: Tensor, field: Tensor, motion: Tensor, rivals: Tensor) -> Tensor:
     """
     How badly the cells' summed log-probability tells the true motion from each rival.
 
     Where rivals are drawn around the truth by a symmetric law, the loss is least when the sum
     is the log-posterior of the motion (conditional noise-contrastive estimation).
 
-    :param logits: (B, BINS, h, w)
+    :param log_probability: (B, h, w, BINS)
     :param field: (B, h, w, 2, 6), displacement per motion, px
     :param motion: (B, 6), the true one
     :param rivals: (B, K, 6)
@@ -59,8 +58,7 @@ def motion_loss(logits: Tensor, field: Tensor, motion: Tensor, rivals: Tensor) -
     motions = torch.cat([motion[:, None], rivals], dim=1)
     flow_px = torch.einsum('bnij,bkj->bnki', field.flatten(1, 2), motions)
     bins, weights = interpolation(flow_px)
-    log_probability = functional.log_softmax(logits.float(), dim=1).flatten(2).movedim(1, -1)
-    at_bins = log_probability.gather(-1, bins.flatten(2)).view(bins.shape)
+    at_bins = log_probability.flatten(1, 2).gather(-1, bins.flatten(2)).view(bins.shape)
     score = (weights * at_bins).sum(dim=(1, 3)) / CELLS_PER_WITNESS
     return functional.softplus(score[:, 1:] - score[:, :1]).mean()
 

@@ -11,6 +11,7 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.geometry.displacement_bins import bin_displacements
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
 from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.model.runtimes import computes_bfloat16
 from image_as_imu_ros.training.dataset import Batch, is_dense
 from image_as_imu_ros.training.losses import (
     distribution_loss,
@@ -42,18 +43,18 @@ class DistributionObjective:
     def losses(self, network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Losses `cells` and `motions`, nats."""
         gray, field, motion, flow_px = batch
-        logits = _predicted(network, gray)
+        log_probability = _predicted(network, gray).float().log_softmax(dim=-1)
         focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
         rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
-        return {'cells': distribution_loss(logits, flow_px),
-                'motions': MOTION_WEIGHT * motion_loss(logits, field, motion, rivals)}
+        return {'cells': distribution_loss(log_probability, flow_px),
+                'motions': MOTION_WEIGHT * motion_loss(log_probability, field, motion, rivals)}
 
     def picture(self, network: nn.Module, batch: Batch) -> Tensor:
         """Input; flow by the mean double-angle vector of each cell; true flow."""
         gray, _, _, flow_px = batch
-        logits = _predicted(network, gray).float()
-        vectors = double_angle(bin_displacements().to(logits))
-        predicted = torch.einsum('bkhw,kc->bhwc', logits.softmax(dim=1), vectors)
+        probability = _predicted(network, gray).float().softmax(dim=-1)
+        vectors = double_angle(bin_displacements().to(probability))
+        predicted = probability @ vectors
         true = double_angle(flow_px)
         return _grid([gray.expand(-1, 3, -1, -1) / 255.0,
                       *(flow_picture(vectors).repeat_interleave(STRIDE_PX, 2)
@@ -97,7 +98,8 @@ def objective_for(config: TrainingConfig) -> Objective:
 
 def _predicted(network: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     """Run a network on images (B, C, H, W) uint8, in mixed precision."""
-    with torch.autocast(image.device.type, torch.bfloat16):
+    with torch.autocast(image.device.type, torch.bfloat16,
+                        enabled=computes_bfloat16(image.device.type)):
         return network(image.float() / 255.0)
 
 
