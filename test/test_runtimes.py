@@ -45,7 +45,7 @@ def eager(gyroscopes):
 
     def distributions(gray):
         with torch.inference_mode():
-            return torch.log_softmax(network(gray), dim=1).movedim(1, -1)
+            return torch.log_softmax(network(gray), dim=-1)
     return distributions
 
 
