@@ -215,7 +215,7 @@ class TrainingConfig:
     """How a network is trained: the compact one on synthetic blur, unless told otherwise."""
 
     architecture: str = setting(
-        'compact-3', 'what to train: compact-3, timm:NAME for a timm backbone, or reference, '
+        'compact-4', 'what to train: compact-4, timm:NAME for a timm backbone, or reference, '
         "which learns by the paper's losses")
     widths: tuple = setting((32, 64, 96, 128), 'channels at strides 4, 8, 16 and 32 (of timm '
                             'backbones, of their decoder); the reference network has its own')

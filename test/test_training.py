@@ -112,17 +112,22 @@ def scene():
     return logits.log_softmax(dim=-1), field, motion
 
 
+EQUAL = torch.ones(2, 16, 20, 1)
+"""All cells count alike."""
+
+
 def test_motion_loss_tells_the_truth_from_its_rivals(scene):
     log_probability, field, motion = scene
     rivals = rival_motions(motion, torch.full((2,), 250.0), torch.Generator().manual_seed(0))
-    informed = motion_loss(log_probability, field, motion, rivals).item()
+    informed = motion_loss(log_probability, EQUAL, field, motion, rivals).item()
     assert informed < 0.35
-    assert motion_loss(log_probability, field, -motion, -rivals).item() \
+    assert motion_loss(log_probability, EQUAL, field, -motion, -rivals).item() \
         == pytest.approx(informed, abs=1e-4)
-    assert motion_loss(torch.zeros_like(log_probability), field, motion, rivals).item() \
+    assert motion_loss(torch.zeros_like(log_probability), EQUAL, field, motion, rivals).item() \
         == pytest.approx(math.log(2.0), abs=1e-4)
-    assert motion_loss(log_probability, field, 1.5 * motion, rivals) > 2 * informed
-    assert motion_loss(log_probability, field, motion[[1, 0]], rivals[[1, 0]]) > 2 * informed
+    assert motion_loss(log_probability, EQUAL, field, 1.5 * motion, rivals) > 2 * informed
+    assert motion_loss(log_probability, EQUAL, field, motion[[1, 0]], rivals[[1, 0]]) \
+        > 2 * informed
 
 
 def test_rivals_lie_around_the_truth_as_likely_longer_as_shorter():

@@ -65,7 +65,7 @@ def shipped(file, monkeypatch):
 @pytest.mark.parametrize('height, width', [(64, 64), (72, 104), (240, 320), (176, 320)])
 def test_every_cell_of_eight_pixels_gets_a_distribution(network, height, width):
     with torch.no_grad():
-        logits = network(torch.rand(1, 1, height, width))
+        logits, _ = network(torch.rand(1, 1, height, width))
     assert logits.shape == (1, height // 8, width // 8, BINS)
     assert torch.isfinite(logits).all()
 

@@ -254,6 +254,9 @@ class DisplacementNetwork(nn.Module):
         self.up8 = nn.Sequential(conv(w16 + c8, w8), ResidualBlock(w8))
         self.head = nn.Sequential(nn.Conv2d(w8, 2 * w8, 1), nn.ReLU(inplace=True),
                                   nn.Conv2d(2 * w8, BINS, 1))
+        self.reliability = nn.Conv2d(2 * w8, 1, 1)
+        nn.init.zeros_(self.reliability.weight)
+        nn.init.zeros_(self.reliability.bias)  # at first all cells count alike
         self.template = nn.Conv2d(DerivativeCorrelation.channels, BINS, 1, bias=False)
         self.template.weight.data[..., 0, 0] = self.correlation.matched_filter()
         self.critic = LengthCritic().requires_grad_(False)
@@ -267,35 +270,35 @@ class DisplacementNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, gray: Tensor) -> Tensor:
+    def forward(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """
         Predict the displacement over the exposure.
 
         :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
-        :returns: logits of the bins, (B, H / 8, W / 8, BINS)
+        :returns: logits of the bins, (B, H / 8, W / 8, BINS), and what each cell counts among
+            the others, (B, H / 8, W / 8, 1), 1 on average over no images in particular
         """
         structure, correlation = self.front_ends(gray)
-        return functional.linear(self.last_features(structure, correlation, gray),
-                                 *self.last_layer())
-
-    def without_filter(self, gray: Tensor) -> Tensor:
-        """Logits by the encoder and decoder alone, as of `forward`."""
-        structure, _ = self.front_ends(gray)
-        return self.head(self.decode(structure, gray)).movedim(1, -1)
+        return counted(functional.linear(self.last_features(structure, correlation, gray),
+                                         *self.last_layer()))
 
     def last_features(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
-        """What `last_layer` turns into logits, (B, H / 8, W / 8, C), from the front ends'."""
+        """What `last_layer` reads, (B, H / 8, W / 8, C), from the front ends' features."""
         seen = self.head[:-1](self.decode(structure, gray))
         return torch.cat([seen, correlation], dim=1).movedim(1, -1)
 
     def last_layer(self) -> tuple[Tensor, Tensor]:
         """
-        The head's last layer and the matched filter as one matrix (BINS, C), and the bias.
+        The head's last layer, the matched filter and the reliability as one matrix, and the bias.
 
         Its product is in the order in which losses and solver read it.
+
+        :returns: (BINS + 1, C) and (BINS + 1,)
         """
-        last = self.head[-1]
-        return torch.cat([last.weight, self.template.weight], dim=1)[..., 0, 0], last.bias
+        last, own = self.head[-1], self.reliability
+        logits = torch.cat([last.weight, self.template.weight], dim=1)
+        reliability = functional.pad(own.weight, (0, 0, 0, 0, 0, self.template.in_channels))
+        return torch.cat([logits, reliability])[..., 0, 0], torch.cat([last.bias, own.bias])
 
     def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """Directional structure and derivative correlation of images as of `forward`."""
@@ -320,6 +323,11 @@ class DisplacementNetwork(nn.Module):
         return network
 
 
+def counted(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (..., BINS) and reliabilities (..., 1), of the last layer's outputs."""
+    return outputs[..., :BINS], functional.softplus(outputs[..., BINS:], beta=math.log(2.0))
+
+
 class CompactNetwork(DisplacementNetwork):
     """
     U-Net at strides 4 to 32 over the directional structure features.
@@ -327,7 +335,7 @@ class CompactNetwork(DisplacementNetwork):
     :param widths: channels at strides 4, 8, 16 and 32
     """
 
-    architecture = 'compact-3'
+    architecture = 'compact-4'
 
     def __init__(self, widths: tuple[int, int, int, int] = WIDTHS) -> None:
         super().__init__()
@@ -349,6 +357,9 @@ class CompactNetwork(DisplacementNetwork):
 class CellDistributions(nn.Module):
     """
     A network as inference uses it: images in, log-probabilities out.
+
+    A cell that is less reliable has a wider distribution here, as what it says in the sum over
+    the image then is its log-probability times its reliability, up to a constant.
 
     :param network: with its batch norms folded, as `fused` gives it
     :param half: whether to compute in bfloat16 where that is exact enough
@@ -374,8 +385,9 @@ class CellDistributions(nn.Module):
     def distributions(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
         """What `forward` makes of the front ends' features."""
         with torch.autocast(gray.device.type, torch.bfloat16, enabled=self.half_precision):
-            logits = self.readout(self.network.last_features(structure, correlation, gray))
-        return torch.log_softmax(logits.float(), dim=-1)
+            outputs = self.readout(self.network.last_features(structure, correlation, gray))
+        logits, reliability = counted(outputs.float())
+        return torch.log_softmax(logits * reliability, dim=-1)
 
 
 class MethodOf(nn.Module):

@@ -69,8 +69,9 @@ def evidence(network: DisplacementNetwork, sample: Sample, seed: int) -> Tensor:
     flow_px = torch.einsum('hwij,kj->khwi', torch.from_numpy(sample.field), motions).flatten(1, 2)
 
     gray = torch.from_numpy(sample.gray)[None, None].float() / 255.0
-    features = network.correlation(gray)
-    log_probability = torch.log_softmax(network.without_filter(gray), dim=-1)[0].flatten(0, 1)
+    structure, features = network.front_ends(gray)
+    unfiltered = network.head(network.decode(structure, gray))
+    log_probability = torch.log_softmax(unfiltered, dim=1)[0].flatten(1).T
     bins, weights = interpolation(flow_px)
     cells = torch.arange(len(log_probability))[:, None]
     rows = [(log_probability[cells, bins[k]] * weights[k]).sum() for k in range(len(motions))]

@@ -40,7 +40,8 @@ def distribution_loss(log_probability: Tensor, flow_px: Tensor) -> Tensor:
     return -(weights * log_probability.gather(-1, bins)).sum(dim=-1).mean()
 
 
-def motion_loss(log_probability: Tensor, field: Tensor, motion: Tensor, rivals: Tensor) -> Tensor:
+def motion_loss(log_probability: Tensor, reliability: Tensor, field: Tensor, motion: Tensor,
+                rivals: Tensor) -> Tensor:
     """
     How badly the cells' summed log-probability tells the true motion from each rival.
 
@@ -48,6 +49,7 @@ def motion_loss(log_probability: Tensor, field: Tensor, motion: Tensor, rivals: 
     is the log-posterior of the motion (conditional noise-contrastive estimation).
 
     :param log_probability: (B, h, w, BINS)
+    :param reliability: (B, h, w, 1), what each cell counts in the sum
     :param field: (B, h, w, 2, 6), displacement per motion, px
     :param motion: (B, 6), the true one
     :param rivals: (B, K, 6)
@@ -59,7 +61,8 @@ def motion_loss(log_probability: Tensor, field: Tensor, motion: Tensor, rivals: 
     flow_px = torch.einsum('bnij,bkj->bnki', field.flatten(1, 2), motions)
     bins, weights = interpolation(flow_px)
     at_bins = log_probability.flatten(1, 2).gather(-1, bins.flatten(2)).view(bins.shape)
-    score = (weights * at_bins).sum(dim=(1, 3)) / CELLS_PER_WITNESS
+    said = weights * at_bins * reliability.flatten(1, 2)[..., None]
+    score = said.sum(dim=(1, 3)) / CELLS_PER_WITNESS
     return functional.softplus(score[:, 1:] - score[:, :1]).mean()
 
 

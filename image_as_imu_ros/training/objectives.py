@@ -43,16 +43,18 @@ class DistributionObjective:
     def losses(self, network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Losses `cells` and `motions`, nats."""
         gray, field, motion, flow_px = batch
-        log_probability = _predicted(network, gray).float().log_softmax(dim=-1)
+        logits, reliability = _predicted(network, gray)
+        log_probability = logits.float().log_softmax(dim=-1)
         focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
         rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
+        motions = motion_loss(log_probability, reliability.float(), field, motion, rivals)
         return {'cells': distribution_loss(log_probability, flow_px),
-                'motions': MOTION_WEIGHT * motion_loss(log_probability, field, motion, rivals)}
+                'motions': MOTION_WEIGHT * motions}
 
     def picture(self, network: nn.Module, batch: Batch) -> Tensor:
         """Input; flow by the mean double-angle vector of each cell; true flow."""
         gray, _, _, flow_px = batch
-        probability = _predicted(network, gray).float().softmax(dim=-1)
+        probability = _predicted(network, gray)[0].float().softmax(dim=-1)
         vectors = double_angle(bin_displacements().to(probability))
         predicted = probability @ vectors
         true = double_angle(flow_px)
@@ -96,7 +98,7 @@ def objective_for(config: TrainingConfig) -> Objective:
     return DenseObjective(config) if is_dense(config) else DistributionObjective()
 
 
-def _predicted(network: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+def _predicted(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     """Run a network on images (B, C, H, W) uint8, in mixed precision."""
     with torch.autocast(image.device.type, torch.bfloat16,
                         enabled=computes_bfloat16(image.device.type)):
