@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if action == 'fit-critic':
             fit.add_argument('--keyframes', type=Path, metavar='DIR',
                              help='views of rooms, of `synthesize --preset keyframes`, to add')
+            fit.add_argument('--workers', type=int, default=2, metavar='N',
+                             help='processes that make and solve images (default: 2)')
         fit.add_argument('--images', type=int, default=images, metavar='N',
                          help=f'images to fit on (default: {images})')
         fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         from image_as_imu_ros.training.fit_critic import fit_critic
         loaded = weights.load_weights(arguments.weights)
         error = fit_critic(loaded.network, arguments.assets, arguments.images, arguments.seed,
-                           arguments.keyframes)
+                           arguments.keyframes, arguments.workers)
         digest = weights.export_weights(loaded.network.state_dict(), arguments.output, {
             **loaded.metadata, 'critic_images': str(arguments.images),
             'critic_seed': str(arguments.seed), 'critic_error': f'{error:.4f}'})

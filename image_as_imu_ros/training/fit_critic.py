@@ -7,11 +7,13 @@ many times their length, is the truth.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from image_as_imu_ros.config import TrainingConfig
@@ -26,7 +28,7 @@ from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_gr
 from image_as_imu_ros.model.length_critic import CHANNELS, LengthCritic, hill_features
 from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork, traced
 from image_as_imu_ros.synthesis.blur import Sample
-from image_as_imu_ros.training.dataset import CropFactory
+from image_as_imu_ros.training.dataset import CropFactory, keep_to_one_thread
 
 WIDTH_PX, HEIGHT_PX = 320, 224
 TOLERANCE = 0.1
@@ -70,6 +72,37 @@ def judged_hills(distributions: CellDistributions,
     return features, errors
 
 
+class JudgedImages(Dataset):
+    """
+    `judged_hills` of whole synthetic images, made by whichever process asks.
+
+    :param network: whose hills are judged
+    :param images: how many
+    :param assets, held_out, keyframes: as of `CropFactory`
+    """
+
+    def __init__(self, network: CompactNetwork, config: TrainingConfig, images: int, assets: Path,
+                 held_out: bool, keyframes: Path | None) -> None:
+        self._network, self._config, self._images = network, config, images
+        self._scenes = (assets, held_out, keyframes)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self._images
+
+    @cached_property
+    def _tools(self) -> tuple[CellDistributions, CropFactory]:
+        keep_to_one_thread()
+        return (traced(CellDistributions(self._network.fused(), half=False)),
+                CropFactory(self._config, *self._scenes))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make image `index` and judge its hills."""
+        distributions, scenes = self._tools
+        with torch.inference_mode():
+            return judged_hills(distributions, scenes.crop(index))
+
+
 def critic_loss(logits: Tensor, errors: Tensor) -> Tensor:
     """
     Minus the logarithm of what the choice is worth on average, nats.
@@ -91,26 +124,27 @@ def median_error(critic: LengthCritic, features: Tensor, errors: Tensor) -> floa
 
 
 def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int,
-               keyframes: Path | None = None) -> float:
+               keyframes: Path | None = None, workers: int = 2) -> float:
     """
     Fit the critic in place.
 
     :param assets: photographs and panoramas
     :param keyframes: views of rooms; None uses flat scenes alone
     :param images: whole images to fit on; a fifth as many held-out ones are scored
+    :param workers: processes that make and solve them
     :returns: median relative error of the motion field on the held-out images
     :raises DataFormatError: if there are no photographs
     """
-    distributions = traced(CellDistributions(network.fused(), half=False))
     config = TrainingConfig(seed=seed, width=WIDTH_PX, height=HEIGHT_PX)
-    shares = ((False, images, 'solving'), (True, max(images // 5, 1), 'held out'))
     sets = []
-    with torch.inference_mode():
-        for held_out, count, name in shares:
-            scenes = CropFactory(config, assets, held_out, keyframes)
-            parts = [judged_hills(distributions, scenes.crop(index))
-                     for index in tqdm(range(count), name, unit='image')]
-            sets.append([np.stack(part) for part in zip(*parts)])
+    for held_out, count, name in ((False, images, 'solving'), (True, max(images // 5, 1),
+                                                               'held out')):
+        loader = DataLoader(JudgedImages(network, config, count, assets, held_out, keyframes),
+                            batch_size=None, num_workers=workers,
+                            # OpenCV's threads do not survive a fork
+                            multiprocessing_context='spawn' if workers else None)
+        parts = list(tqdm(loader, name, unit='image'))
+        sets.append([np.stack(part) for part in zip(*parts)])
     (features, errors), held_out = ([torch.from_numpy(part) for part in each] for each in sets)
 
     generator = torch.Generator().manual_seed(seed)
