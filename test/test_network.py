@@ -69,6 +69,6 @@ def test_network_answers_for_each_cell_of_any_size(sharp):
     network = CompactNetwork().eval()
     for height, width in ((224, 320), (64, 72), (128, 200)):
         with torch.no_grad():
-            logits, _ = network(torch.from_numpy(sharp[:height, :width].copy())[None, None])
-        assert logits.shape == (1, height // 8, width // 8, BINS)
-        assert torch.isfinite(logits).all()
+            own, votes = network(torch.from_numpy(sharp[:height, :width].copy())[None, None])
+        assert own.shape == votes.shape == (1, height // 8, width // 8, BINS)
+        assert torch.isfinite(own).all() and torch.isfinite(votes).all()

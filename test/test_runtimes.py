@@ -45,7 +45,8 @@ def eager(gyroscopes):
 
     def distributions(gray):
         with torch.inference_mode():
-            return torch.log_softmax(network(gray), dim=-1)
+            _, votes = network(gray)
+            return votes.log_softmax(dim=-1)
     return distributions
 
 

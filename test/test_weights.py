@@ -65,9 +65,9 @@ def shipped(file, monkeypatch):
 @pytest.mark.parametrize('height, width', [(64, 64), (72, 104), (240, 320), (176, 320)])
 def test_every_cell_of_eight_pixels_gets_a_distribution(network, height, width):
     with torch.no_grad():
-        logits, _ = network(torch.rand(1, 1, height, width))
-    assert logits.shape == (1, height // 8, width // 8, BINS)
-    assert torch.isfinite(logits).all()
+        own, votes = network(torch.rand(1, 1, height, width))
+    assert own.shape == votes.shape == (1, height // 8, width // 8, BINS)
+    assert torch.isfinite(own).all() and torch.isfinite(votes).all()
 
 
 def test_flat_images_give_finite_distributions(network):

@@ -27,23 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                          help='plain state dict: .pt, .pth or .safetensors')
     import_.add_argument('output', type=Path, metavar='OUT', nargs='?',
                          help='.safetensors file to write (default: beside FILE)')
-    for action, images, text in (
-            ('fit', 1300, "fit the matched filter of the blur's length"),
-            ('fit-critic', 10000, "fit the critic of the blur's length")):
-        fit = actions.add_parser(action, help=f'{text} to whole synthetic images')
-        fit.add_argument('weights', metavar='IN',
-                         help='shipped weights by name, or a .safetensors file')
-        fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
-        fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
-                         help='folder of photographs and panoramas')
-        if action == 'fit-critic':
-            fit.add_argument('--keyframes', type=Path, metavar='DIR',
-                             help='views of rooms, of `synthesize --preset keyframes`, to add')
-            fit.add_argument('--workers', type=int, default=2, metavar='N',
-                             help='processes that make and solve images (default: 2)')
-        fit.add_argument('--images', type=int, default=images, metavar='N',
-                         help=f'images to fit on (default: {images})')
-        fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
+    fit = actions.add_parser('fit-critic', help="fit the critic of the blur's length to whole "
+                                                 'synthetic images')
+    fit.add_argument('weights', metavar='IN',
+                     help='shipped weights by name, or a .safetensors file')
+    fit.add_argument('output', type=Path, metavar='OUT', help='.safetensors file to write')
+    fit.add_argument('--assets', type=Path, metavar='DIR', required=True,
+                     help='folder of photographs and panoramas')
+    fit.add_argument('--keyframes', type=Path, metavar='DIR',
+                     help='views of rooms, of `synthesize --preset keyframes`, to add')
+    fit.add_argument('--images', type=int, default=10_000, metavar='N',
+                     help='images to fit on (default: 10000)')
+    fit.add_argument('--seed', type=int, default=7, metavar='N', help='seed (default: 7)')
+    fit.add_argument('--workers', type=int, default=2, metavar='N',
+                     help='processes that make and solve images (default: 2)')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -53,15 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
         output = arguments.output or arguments.checkpoint.with_suffix('.safetensors')
         digest = weights.import_weights(arguments.checkpoint, output)
         print(f'{output}: sha256 {digest}')
-        return
-    if arguments.action == 'fit':
-        from image_as_imu_ros.training.fit_filter import fit_filter
-        loaded = weights.load_weights(arguments.weights)
-        loss = fit_filter(loaded.network, arguments.assets, arguments.images, arguments.seed)
-        digest = weights.export_weights(loaded.network.state_dict(), arguments.output, {
-            **loaded.metadata, 'filter_images': str(arguments.images),
-            'filter_seed': str(arguments.seed), 'filter_loss': f'{loss:.4f}'})
-        print(f'{arguments.output}: sha256 {digest}; held-out loss {loss:.4f} nats')
         return
     if arguments.action == 'fit-critic':
         from image_as_imu_ros.training.fit_critic import fit_critic

@@ -97,7 +97,7 @@ class DerivativeCorrelation(nn.Module):
              -0.09, 0.41, -0.02, 0.04, 0.0, -0.09, -0.02)
     """
     What a correlation along a displacement says for it, by the logarithm of lag over length, in
-    steps of MATCH_STEP from MATCH_START on. Training starts here; `fit_filter` goes on.
+    steps of MATCH_STEP from MATCH_START on. Training starts here.
     """
     MATCH_START, MATCH_STEP = -2.4, 0.2
     STEPS = ((1, 0), (1, 0), (1, 1), (0, 1), (0, 1), (0, 1), (-1, 1), (1, 0))
@@ -254,7 +254,7 @@ class DisplacementNetwork(nn.Module):
         self.up8 = nn.Sequential(conv(w16 + c8, w8), ResidualBlock(w8))
         self.head = nn.Sequential(nn.Conv2d(w8, 2 * w8, 1), nn.ReLU(inplace=True),
                                   nn.Conv2d(2 * w8, BINS, 1))
-        self.reliability = nn.Conv2d(2 * w8, 1, 1)
+        self.reliability = nn.Conv2d(2 * w8, 2, 1)
         nn.init.zeros_(self.reliability.weight)
         nn.init.zeros_(self.reliability.bias)  # at first all cells count alike
         self.template = nn.Conv2d(DerivativeCorrelation.channels, BINS, 1, bias=False)
@@ -275,30 +275,25 @@ class DisplacementNetwork(nn.Module):
         Predict the displacement over the exposure.
 
         :param gray: (B, 1, H, W), 0 to 1 as the camera encodes it, H and W multiples of 8
-        :returns: logits of the bins, (B, H / 8, W / 8, BINS), and what each cell counts among
-            the others, (B, H / 8, W / 8, 1), 1 on average over no images in particular
+        :returns: logits of each cell's own displacement, and what it votes for in the sum over
+            the image, log-probability up to a constant; both (B, H / 8, W / 8, BINS)
         """
-        structure, correlation = self.front_ends(gray)
-        return counted(functional.linear(self.last_features(structure, correlation, gray),
-                                         *self.last_layer()))
+        return self.judge(*self.front_ends(gray), gray)
 
-    def last_features(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
-        """What `last_layer` reads, (B, H / 8, W / 8, C), from the front ends' features."""
-        seen = self.head[:-1](self.decode(structure, gray))
-        return torch.cat([seen, correlation], dim=1).movedim(1, -1)
-
-    def last_layer(self) -> tuple[Tensor, Tensor]:
+    def judge(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> tuple[Tensor, Tensor]:
         """
-        The head's last layer, the matched filter and the reliability as one matrix, and the bias.
+        What `forward` makes of the front ends' features.
 
-        Its product is in the order in which losses and solver read it.
-
-        :returns: (BINS + 1, C) and (BINS + 1,)
+        A cell's vote is what it knows itself and what the matched filter says, which is noise in
+        one cell and telling in the sum, each as much as it can be relied on there.
         """
-        last, own = self.head[-1], self.reliability
-        logits = torch.cat([last.weight, self.template.weight], dim=1)
-        reliability = functional.pad(own.weight, (0, 0, 0, 0, 0, self.template.in_channels))
-        return torch.cat([logits, reliability])[..., 0, 0], torch.cat([last.bias, own.bias])
+        seen = self.head[:-1](self.decode(structure, gray)).movedim(1, -1)
+        own, reliability = (
+            functional.linear(seen, layer.weight[..., 0, 0], layer.bias)
+            for layer in (self.head[-1], self.reliability))
+        matched = functional.linear(correlation.movedim(1, -1), self.template.weight[..., 0, 0])
+        share = functional.softplus(reliability.float(), beta=math.log(2.0))
+        return own, share[..., :1] * own + share[..., 1:] * matched
 
     def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """Directional structure and derivative correlation of images as of `forward`."""
@@ -321,11 +316,6 @@ class DisplacementNetwork(nn.Module):
                 module[0] = fuse_conv_bn_eval(module[0], module[1])
                 module[1] = nn.Identity()
         return network
-
-
-def counted(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (..., BINS) and reliabilities (..., 1), of the last layer's outputs."""
-    return outputs[..., :BINS], functional.softplus(outputs[..., BINS:], beta=math.log(2.0))
 
 
 class CompactNetwork(DisplacementNetwork):
@@ -356,10 +346,7 @@ class CompactNetwork(DisplacementNetwork):
 
 class CellDistributions(nn.Module):
     """
-    A network as inference uses it: images in, log-probabilities out.
-
-    A cell that is less reliable has a wider distribution here, as what it says in the sum over
-    the image then is its log-probability times its reliability, up to a constant.
+    A network as inference uses it: images in, log-probabilities out, of the cells' votes.
 
     :param network: with its batch norms folded, as `fused` gives it
     :param half: whether to compute in bfloat16 where that is exact enough
@@ -369,9 +356,6 @@ class CellDistributions(nn.Module):
         super().__init__()
         self.network = network
         self.half_precision = half
-        weight, bias = network.last_layer()
-        self.readout = nn.Linear(weight.shape[1], weight.shape[0])
-        self.readout.weight.data, self.readout.bias.data = weight.detach(), bias.detach()
 
     def forward(self, gray: Tensor) -> Tensor:
         """
@@ -385,9 +369,8 @@ class CellDistributions(nn.Module):
     def distributions(self, structure: Tensor, correlation: Tensor, gray: Tensor) -> Tensor:
         """What `forward` makes of the front ends' features."""
         with torch.autocast(gray.device.type, torch.bfloat16, enabled=self.half_precision):
-            outputs = self.readout(self.network.last_features(structure, correlation, gray))
-        logits, reliability = counted(outputs.float())
-        return torch.log_softmax(logits * reliability, dim=-1)
+            _, votes = self.network.judge(structure, correlation, gray)
+        return torch.log_softmax(votes.float(), dim=-1)
 
 
 class MethodOf(nn.Module):

@@ -28,28 +28,27 @@ RIVALS = 16
 """Motions that each image's true motion is compared with."""
 
 
-def distribution_loss(log_probability: Tensor, flow_px: Tensor) -> Tensor:
+def distribution_loss(logits: Tensor, flow_px: Tensor) -> Tensor:
     """
     Cross-entropy against the bins around the true displacement.
 
-    :param log_probability: (B, h, w, BINS)
+    :param logits: (B, h, w, BINS)
     :param flow_px: (B, h, w, 2), px
     :returns: mean over all cells, nats
     """
     bins, weights = interpolation(flow_px)
+    log_probability = logits.log_softmax(dim=-1)
     return -(weights * log_probability.gather(-1, bins)).sum(dim=-1).mean()
 
 
-def motion_loss(log_probability: Tensor, reliability: Tensor, field: Tensor, motion: Tensor,
-                rivals: Tensor) -> Tensor:
+def motion_loss(votes: Tensor, field: Tensor, motion: Tensor, rivals: Tensor) -> Tensor:
     """
-    How badly the cells' summed log-probability tells the true motion from each rival.
+    How badly the cells' summed votes tell the true motion from each rival.
 
     Where rivals are drawn around the truth by a symmetric law, the loss is least when the sum
     is the log-posterior of the motion (conditional noise-contrastive estimation).
 
-    :param log_probability: (B, h, w, BINS)
-    :param reliability: (B, h, w, 1), what each cell counts in the sum
+    :param votes: log-probabilities up to a constant for each cell, (B, h, w, BINS)
     :param field: (B, h, w, 2, 6), displacement per motion, px
     :param motion: (B, 6), the true one
     :param rivals: (B, K, 6)
@@ -60,9 +59,8 @@ def motion_loss(log_probability: Tensor, reliability: Tensor, field: Tensor, mot
     motions = torch.cat([motion[:, None], rivals], dim=1)
     flow_px = torch.einsum('bnij,bkj->bnki', field.flatten(1, 2), motions)
     bins, weights = interpolation(flow_px)
-    at_bins = log_probability.flatten(1, 2).gather(-1, bins.flatten(2)).view(bins.shape)
-    said = weights * at_bins * reliability.flatten(1, 2)[..., None]
-    score = said.sum(dim=(1, 3)) / CELLS_PER_WITNESS
+    at_bins = votes.flatten(1, 2).gather(-1, bins.flatten(2)).view(bins.shape)
+    score = (weights * at_bins).sum(dim=(1, 3)) / CELLS_PER_WITNESS
     return functional.softplus(score[:, 1:] - score[:, :1]).mean()
 
 

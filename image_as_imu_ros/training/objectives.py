@@ -43,13 +43,11 @@ class DistributionObjective:
     def losses(self, network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Losses `cells` and `motions`, nats."""
         gray, field, motion, flow_px = batch
-        logits, reliability = _predicted(network, gray)
-        log_probability = logits.float().log_softmax(dim=-1)
+        own, votes = _predicted(network, gray)
         focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
         rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
-        motions = motion_loss(log_probability, reliability.float(), field, motion, rivals)
-        return {'cells': distribution_loss(log_probability, flow_px),
-                'motions': MOTION_WEIGHT * motions}
+        return {'cells': distribution_loss(own.float(), flow_px),
+                'motions': MOTION_WEIGHT * motion_loss(votes.float(), field, motion, rivals)}
 
     def picture(self, network: nn.Module, batch: Batch) -> Tensor:
         """Input; flow by the mean double-angle vector of each cell; true flow."""
