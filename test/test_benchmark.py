@@ -22,7 +22,7 @@ def quick_recordings(monkeypatch):
 @pytest.mark.parametrize('mode, stages', [
     ('single', {'decode', 'preprocess', 'front end', 'network', 'solve', 'fuse', 'whole'}),
     ('stream', {'decode', 'preprocess', 'front end', 'network', 'solve', 'align', 'fuse',
-                'whole'})])
+                'whole', 'interval'})])
 def test_result_tells_settings_machine_and_times(quick_recordings, tmp_path, capsys, mode, stages):
     result_file = tmp_path / 'times.json'
     assert main(['benchmark', '--mode', mode, '--frames', '6', '--size', '160x120',

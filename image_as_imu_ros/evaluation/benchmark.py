@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from image_as_imu_ros.config import VisualImuConfig
+from image_as_imu_ros.config import StreamConfig, VisualImuConfig
 from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.evaluation.provenance import PACKAGE, versions
@@ -43,7 +44,8 @@ COLD_STARTS = 3
 JPEG_QUALITY = 95
 FRONT_ENDS = 40
 """Images on which the front ends are timed by themselves."""
-STAGES = ('decode', 'preprocess', 'front end', 'network', 'solve', 'align', 'fuse', 'whole')
+STAGES = ('decode', 'preprocess', 'front end', 'network', 'solve', 'align', 'fuse', 'whole',
+          'interval')
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def _timed(config: VisualImuConfig, run: Run, images: list[Frame],
                 stages.setdefault(stage, []).extend(durations_ms)
     memory_mib = _peak_memory_mib(gyroscope.device)
     stages['front end'] = _front_end_ms(gyroscope, images[:FRONT_ENDS])
+    if run.mode == 'stream':
+        stages['interval'] = _intervals_ms(gyroscope, config.stream, images)[warm_up:]
     count = len(stages['whole'])
     return {
         'mode': run.mode, 'image_size': f'{run.size[0]}x{run.size[1]}', 'batch': run.batch,
@@ -151,6 +155,28 @@ def _batch_times(gyroscope: VisualGyroscope, stream: StreamEstimator | None, fra
                                    'whole': share_ms + rest_ms}.items():
             times.setdefault(stage, []).append(duration_ms)
     return times, time.process_time() - cpu_s
+
+
+def _intervals_ms(gyroscope: VisualGyroscope, config: StreamConfig,
+                  frames: list[Frame]) -> list[float]:
+    """
+    Times from one estimate to the next at the highest rate, ms.
+
+    As in the node, a second thread observes the next image while this one estimates.
+    """
+    stream, intervals_ms = StreamEstimator(gyroscope, config), []
+    with ThreadPoolExecutor(1) as observer:
+        ahead = observer.submit(gyroscope.observe, frames[0])
+        begin = time.perf_counter()
+        for following in (*frames[1:], None):
+            observation = ahead.result()
+            if following is not None:
+                ahead = observer.submit(gyroscope.observe, following)
+            stream.join(observation)
+            end = time.perf_counter()
+            intervals_ms.append(1e3 * (end - begin))
+            begin = end
+    return intervals_ms
 
 
 def _front_end_ms(gyroscope: VisualGyroscope, frames: list[Frame]) -> list[float]:
