@@ -27,7 +27,7 @@ CONVERSIONS = PACKAGE / 'ros' / 'conversions.py'  # of duck-typed messages; need
 WITHOUT_ROS = [path for path in SOURCES
                if PACKAGE / 'ros' not in path.parents or path == CONVERSIONS]
 LAYERS = [
-    {'errors', 'types', 'config'}, {'geometry', 'model', 'image_decoding', 'ros.conversions'},
+    {'errors', 'types', 'config', 'files'}, {'geometry', 'model', 'image_decoding', 'ros.conversions'},
     {'estimator'}, {'stream'}, {'synthesis', 'training', 'evaluation'}, {'cli', 'ros'}]
 ROS_PACKAGES = {
     'ament_index_python', 'builtin_interfaces', 'cv_bridge', 'diagnostic_msgs', 'geometry_msgs',

@@ -25,9 +25,9 @@ from image_as_imu_ros.evaluation.evaluate import (
     Estimates,
     StreamEstimates,
 )
-from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.evaluation.sources.table import Table
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.types import EstimateStatus, MotionEstimate
 
 ANGULAR_COLUMNS = ('alpha_x', 'alpha_y', 'alpha_z')

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from image_as_imu_ros import __version__
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.evaluation.contact_sheet import sheet_of_flow
-from image_as_imu_ros.evaluation.files import write_atomically
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.synthesis.labelled_image import LabelledImage
 from image_as_imu_ros.synthesis.shards import Shards, as_npy, encoded, shard_path, write_shard
 

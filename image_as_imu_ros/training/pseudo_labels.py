@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from image_as_imu_ros.errors import DataFormatError, InputError, WeightsError
 from image_as_imu_ros.evaluation.sources import Recording
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord
 from image_as_imu_ros.evaluation.sync import in_range, interpolated
+from image_as_imu_ros.files import replacing
 from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.model.weights import load_weights
@@ -115,10 +115,8 @@ def _label(network: ReferenceNetwork, record: FrameRecord, image: np.ndarray,
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays so that the path never holds half of them."""
-    partial = path.with_suffix('.partial')
-    with partial.open('wb') as file:
+    with replacing(path) as partial, partial.open('wb') as file:
         np.savez(file, **arrays)
-    os.replace(partial, path)
 
 
 def label_files(folder: Path) -> list[Path]:
