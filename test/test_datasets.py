@@ -18,7 +18,7 @@ from image_as_imu_ros.config import DatasetConfig, TrainingConfig, load
 from image_as_imu_ros.errors import ConfigError, DataFormatError
 from image_as_imu_ros.evaluation.contact_sheet import ARROW_COLOUR, TILE_WIDTH_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.synthesis.dataset_writer import process_of_torchrun
+from image_as_imu_ros.processes import process_of_torchrun
 from image_as_imu_ros.synthesis.shards import Shards
 from image_as_imu_ros.training.dataset import CropFactory, ShardFactory, make_factory
 from image_as_imu_ros.training.drawn_scenes import DrawnScenes

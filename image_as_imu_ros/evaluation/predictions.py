@@ -20,11 +20,8 @@ from typing import Any
 import numpy as np
 
 from image_as_imu_ros.errors import DataFormatError, SynchronizationError
-from image_as_imu_ros.evaluation.evaluate import (
-    MATCH_TOLERANCE_NS,
-    Estimates,
-    StreamEstimates,
-)
+from image_as_imu_ros.evaluation.estimation import Estimates, StreamEstimates
+from image_as_imu_ros.evaluation.evaluate import MATCH_TOLERANCE_NS
 from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.evaluation.sources.table import Table
