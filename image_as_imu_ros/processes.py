@@ -10,8 +10,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 
@@ -21,10 +22,11 @@ LONGEST_WAIT = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Process:
-    """One process of those that share some work."""
+    """One process of those that share some work; `group` is torch's, of all of them."""
 
     rank: int = 0
     count: int = 1
+    group: Any = field(default=None, repr=False, compare=False)
 
     def wait_for_all(self) -> None:
         """
@@ -36,7 +38,7 @@ class Process:
             return
         import torch
         try:
-            torch.distributed.barrier()
+            torch.distributed.barrier(self.group)
         except RuntimeError as error:
             raise ImageAsImuError(f'process {self.rank}: another process has ended before its '
                                   'part was done; its own message tells why') from error
@@ -66,21 +68,25 @@ def joined_processes() -> Iterator[Process]:
 
     Those of one machine take turns at its GPUs. Only the first one logs.
 
-    :raises ConfigError: as `process_of_torchrun`
+    :raises ConfigError: as `process_of_torchrun`, or if they cannot meet
     """
-    process = Process(*process_of_torchrun())
-    if process.count == 1:
-        yield process
+    rank, count = process_of_torchrun()
+    if count == 1:
+        yield Process()
         return
     _keep_to_own_gpu()
     import torch
+    try:
+        torch.distributed.init_process_group('gloo')  # all have half an hour to come
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f'process {rank} of {count} cannot join the others ({error}); use '
+                          'torchrun, or unset RANK and WORLD_SIZE') from error
     logger = logging.getLogger(__package__)
     level = logger.level
-    if process.rank:
+    if rank:
         logger.setLevel(logging.ERROR)
-    torch.distributed.init_process_group('gloo', timeout=LONGEST_WAIT)
     try:
-        yield process
+        yield Process(rank, count, torch.distributed.new_group(timeout=LONGEST_WAIT))
     finally:
         logger.setLevel(level)
         torch.distributed.destroy_process_group()

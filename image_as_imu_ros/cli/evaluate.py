@@ -163,8 +163,9 @@ def _open(arguments: argparse.Namespace, source: Path, config: VisualImuConfig,
 def _estimate(arguments: argparse.Namespace, tasks: Sequence[Task], process: Process) -> None:
     """Run the estimator on all recordings, in all modes that are asked for."""
     from image_as_imu_ros.evaluation.predictor import estimate_together
-    modes = {arguments.mode: None, **{mode: None for task in tasks for mode in task.rivals.modes}}
-    estimate_together([task.predictor for task in tasks], modes, arguments.batch, process)
+    compared = (mode for task in tasks for mode in task.rivals.modes)
+    estimate_together([task.predictor for task in tasks],
+                      dict.fromkeys([arguments.mode, *compared]), arguments.batch, process)
 
 
 def _report(arguments: argparse.Namespace, task: Task,

@@ -70,8 +70,8 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
 def add_batch_argument(parser: argparse.ArgumentParser) -> None:
     """Declare how many images the network sees at once."""
     parser.add_argument('--batch', type=positive_count, default=1, metavar='N',
-                        help='images that the network sees at once, of any of the recordings '
-                             '(default: 1); a GPU is quicker with 16 or more')
+                        help='images that the network sees at once, of any of the recordings; '
+                             'meant for GPUs (default: 1)')
 
 
 def find_sources(paths: Sequence[Path], kind: str) -> Mapping[str, Path]:

@@ -168,19 +168,17 @@ def estimate_shares(recordings: Sequence[Recording], shares: Sequence[Share],
     """
     with tqdm(total=sum(len(rows) for share in shares for rows in share), unit='frame',
               disable=None if progress else True) as bar:
-        runs = [_Run(recording, share, gyroscope, stream_config, bar)
-                for recording, share in zip(recordings, shares)]
-        finished = 0
-        images = chain.from_iterable(run.images(index) for index, run in enumerate(runs))
+        runs = {index: _Run(recording, share, gyroscope, stream_config, bar)
+                for index, (recording, share) in enumerate(zip(recordings, shares))}
+        images = chain.from_iterable(runs[index].images(index) for index in range(len(runs)))
         for together in in_batches(images, batch):
             observations = gyroscope.observe_prepared([image.prepared for image in together])
             for image, observation in zip(together, observations):
                 runs[image.recording].take(image.stream, observation, mode)
-            for run in runs[finished:together[-1].recording]:  # all earlier ones are complete
-                yield run.result()
-                finished += 1
-        for run in runs[finished:]:
-            yield run.result()
+            while next(iter(runs)) < together[-1].recording:  # that one may have more images
+                yield runs.pop(next(iter(runs))).result()
+        while runs:
+            yield runs.pop(next(iter(runs))).result()
 
 
 class _Run:

@@ -201,7 +201,8 @@ def estimate_together(predictors: Sequence[Predictor], modes: Iterable[str], bat
         open_shares = [(predictor, share) for predictor, share in zip(lacking, shares)
                        if process.count == 1 or not predictor.has_part(mode, share, process)]
         if open_shares:
-            config, progress = predictors[0].config, predictors[0].progress
+            config = predictors[0].config
+            progress = predictors[0].progress and process.rank == 0
             if gyroscope is None:
                 from image_as_imu_ros.estimator import VisualGyroscope
                 gyroscope = VisualGyroscope(config.estimator)

@@ -67,7 +67,7 @@ def write_pseudo_labels(recordings: Mapping[Path, Recording], weights: Path, dev
     for output, recording in recordings.items():
         _claim(output, recording, weights)
     total = sum(recording.frame_count for recording in recordings.values())
-    with tqdm(total=total, unit='image') as progress:
+    with tqdm(total=total, unit='image', disable=process.rank > 0) as progress:
         for images in in_batches(_unlabelled(recordings, process, progress), batch):
             for indices in by_shape([image.rgb for image in images]):
                 together = [images[index] for index in indices]
