@@ -143,7 +143,9 @@ def fit_critic(network: CompactNetwork, assets: Path, images: int, seed: int,
                             batch_size=None, num_workers=workers,
                             # OpenCV's threads do not survive a fork
                             multiprocessing_context='spawn' if workers else None)
-        parts = list(tqdm(loader, name, unit='image'))
+        # copies, as each tensor of another process keeps a file open
+        parts = [[part.numpy().copy() for part in each]
+                 for each in tqdm(loader, name, unit='image')]
         sets.append([np.stack(part) for part in zip(*parts)])
     (features, errors), held_out = ([torch.from_numpy(part) for part in each] for each in sets)
 
