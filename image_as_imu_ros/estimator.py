@@ -160,13 +160,35 @@ class VisualGyroscope:
 
         :param start: motion (6,), (w T, v T / Z), to search from besides its own starts
         """
-        solution, timing = None, observation.timing_ms
-        if observation.output is not None:
+        return self.solve_all([observation], [start])[0]
+
+    def solve_all(self, observations: Sequence[BlurObservation],
+                  starts: Sequence[np.ndarray | None] | None = None) -> list[BlurMeasurement]:
+        """
+        Find the motions over the exposures of frames, on a GPU of those of one size at once.
+
+        :param starts: for each as for `solve`
+        :returns: in the order of the observations; the time of the solver is an equal share
+        """
+        measurements = [
+            BlurMeasurement(each.frame, each.working_image, each.intrinsics, None, each.timing_ms,
+                            each.depth_m) for each in observations]
+        batches: dict[tuple[int, ...], list[int]] = {}
+        for index, observation in enumerate(observations):
+            if observation.output is not None:
+                batches.setdefault(observation.matrix.shape, []).append(index)
+        for indices in batches.values():
             begin = time.perf_counter()
-            solution = self._architecture.solve(observation.output, observation.matrix, start)
-            timing = {**timing, 'solve': 1e3 * (time.perf_counter() - begin)}
-        return BlurMeasurement(observation.frame, observation.working_image,
-                               observation.intrinsics, solution, timing, observation.depth_m)
+            seen = [observations[index] for index in indices]
+            solutions = self._architecture.solve_all(
+                [each.output for each in seen], [each.matrix for each in seen],
+                [None if starts is None else starts[index] for index in indices])
+            share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
+            for index, solution in zip(indices, solutions):
+                timing = {**measurements[index].timing_ms, 'solve': share_ms}
+                measurements[index] = replace(measurements[index], solution=solution,
+                                              timing_ms=timing)
+        return measurements
 
     def solve_rows(self, observation: BlurObservation, rows: slice,
                    starts: np.ndarray) -> list[BlurSolution]:
@@ -195,10 +217,14 @@ class VisualGyroscope:
 
     def conclude(self, observation: BlurObservation) -> MotionEstimate:
         """Motion that an observed frame of known exposure tells by itself, as `estimate`."""
-        measurement = self.solve(observation)
-        if measurement.solution is not None:
-            measurement = replace(measurement, solution=measurement.solution.averaged())
-        return self.to_estimate(measurement)
+        return self.conclude_all([observation])[0]
+
+    def conclude_all(self, observations: Sequence[BlurObservation]) -> list[MotionEstimate]:
+        """Motions that observed frames of known exposure tell, each by itself, as `conclude`."""
+        return [self.to_estimate(
+            measurement if measurement.solution is None
+            else replace(measurement, solution=measurement.solution.averaged()))
+            for measurement in self.solve_all(observations)]
 
     def to_estimate(self, measurement: BlurMeasurement) -> MotionEstimate:
         """Turn a measurement of known exposure into velocities, unsigned."""

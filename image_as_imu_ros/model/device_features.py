@@ -1,4 +1,4 @@
-"""What the critic sees of an image, as `length_critic.hill_features`, in torch, for many images."""
+"""What the critic sees of images, as `length_critic.hill_features`, in torch, of many at once."""
 
 from __future__ import annotations
 
@@ -110,18 +110,17 @@ def _derivatives(images: Tensor, typical_px: Tensor,
     :returns: (B K, 4, H, W): along x, along y, mixed, and half the difference of the second ones;
         and the energy of the first and of the second ones nearby, (B K, 2, C)
     """
-    typical_px = typical_px.flatten()
+    hills, typical_px = typical_px.shape[1], typical_px.flatten()
     sigma = (SMOOTHING_SHARE * typical_px).clamp(*SMOOTHING_PX)[:, None]
     taps = torch.arange(-MAX_REACH, MAX_REACH + 1, device=images.device)
     kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
     # OpenCV's kernels end at four sigma
     kernel = kernel * (taps.abs() <= ((8 * sigma + 1).round() / 2).floor())
     kernel = (kernel / kernel.sum(dim=1, keepdim=True))[:, None]
-    count = len(kernel)
     padded = functional.pad(images, (MAX_REACH,) * 4, mode='reflect')
-    padded = padded.repeat_interleave(count // len(images), dim=0)[None]
-    smooth = functional.conv2d(functional.conv2d(padded, kernel[..., None], groups=count),
-                               kernel[:, :, None], groups=count)[0]
+    padded = padded[:, None].expand(-1, hills, -1, -1).flatten(0, 1)[None]
+    smooth = functional.conv2d(functional.conv2d(padded, kernel[..., None], groups=len(kernel)),
+                               kernel[:, :, None], groups=len(kernel))[0]
     gx, gy = _slope(smooth), _slope(smooth.mT).mT
     gxx, gxy, gyy = _slope(gx), _slope(gx.mT).mT, _slope(gy.mT).mT
     energies = torch.stack([gx * gx + gy * gy, gxx * gxx + 2 * gxy * gxy + gyy * gyy], dim=1)
@@ -160,7 +159,8 @@ def _correlations(derivatives: Tensor, nearby: Tensor, flow_px: Tensor,
     half_u, half_v = half * u[:, None], half * v[:, None]
     places = torch.stack([torch.cat([x + half_u, x - half_u], dim=1) * (2 / right),
                           torch.cat([y + half_v, y - half_v], dim=1) * (2 / bottom)], dim=3) - 1.0
-    found = functional.grid_sample(derivatives, places, align_corners=True)
+    # not zeros: cuDNN would take that on, and torch's compiler cannot follow it there
+    found = functional.grid_sample(derivatives, places, padding_mode='border', align_corners=True)
     gx, gy, mixed, difference = found.unbind(1)
     cosine, sine = (u / length)[:, None], (v / length)[:, None]
     # along, across, and of both kinds, which turn twice

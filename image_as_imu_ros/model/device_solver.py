@@ -178,7 +178,7 @@ class DeviceObjective:
             # curvature along the step, learnt from failures too
             change = gradient - new_gradient
             curvature = (step * change).sum(dim=-1, keepdim=True)
-            rho = torch.where(curvature > 1e-9, 1.0 / curvature.clamp(min=1e-9), 0.0)
+            rho = curvature.clamp(min=1e-9).reciprocal() * (curvature > 1e-9)
             turned = (inverse @ change[..., None])[..., 0]
             along = rho * (0.5 * (1.0 + rho * (turned * change).sum(dim=-1, keepdim=True)) * step
                            - turned)
