@@ -13,16 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.geometry.blur_solver import FINALISTS, LENGTH_RATIOS, Hills
+from image_as_imu_ros.geometry.device_objective import angle, inverted
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import Distributions
-from image_as_imu_ros.model.device_features import FeatureTables
+from image_as_imu_ros.model.device_features import DeviceHills, FeatureTables
 from image_as_imu_ros.model.device_features import hill_features as device_hill_features
 from image_as_imu_ros.model.device_solver import (
     FIELDS,
     DeviceSolver,
-    angle,
     distinct,
-    inverted,
     leading,
     to_solutions,
 )
@@ -149,8 +148,8 @@ def test_features_are_those_of_the_critic(seen):
     profiles = rng.normal(-20.0, 10.0, (2, len(LENGTH_RATIOS)))
     images, _, matrices, _, tables = seen.tensors(slice(0, 2))
     for hills in (motions, motions[0] * [[1.0], [1.1]]):  # of which the latter share derivatives
-        found = device_hill_features(images, matrices.flatten(1, 2), *(
-            torch.from_numpy(np.stack([each, each])) for each in (hills, heights, profiles)),
+        found = device_hill_features(images, matrices.flatten(1, 2), DeviceHills(*(
+            torch.from_numpy(np.stack([each, each])) for each in (hills, heights, profiles))),
             tables)
         for index in range(2):
             truth = hill_features(seen.images[index], seen.matrices[index],
@@ -227,8 +226,9 @@ def test_inverses_and_leading_eigenvectors_are_those_of_torch():
 def test_a_gpu_finds_what_the_cpu_finds(solver, seen, expected):
     """Run: python -m pytest -m gpu test/test_device_solver.py."""
     on_gpu = copy.deepcopy(solver).to('cuda')
-    found = to_solutions(on_gpu(*seen.tensors(device='cuda')).cpu().numpy())
-    on_cpu = to_solutions(solver(*seen.tensors()).numpy())
+    found, on_cpu = (
+        to_solutions(each(*seen.tensors(device=device)).cpu().numpy(), np.ones(6))
+        for each, device in ((on_gpu, 'cuda'), (solver, 'cpu')))
     assert len(agreeing(found, on_cpu)) >= 0.9 * IMAGES
 
 

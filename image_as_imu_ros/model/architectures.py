@@ -151,10 +151,9 @@ class Distributions:
         """Find the motions of images of one size, on the device with one transfer of them all."""
         reads = [None if start is None else start / TO_MOTION for start in starts]
         if self._on_device:
-            solutions = self._solved_on_device(outputs, matrices, reads)
-        else:
-            solutions = map(self._solved, outputs, matrices, reads)
-        return [solution.scaled(TO_MOTION) for solution in solutions]
+            return self._solved_on_device(outputs, matrices, reads)
+        return [solution.scaled(TO_MOTION)
+                for solution in map(self._solved, outputs, matrices, reads)]
 
     def _solved_on_device(self, outputs: Sequence[tuple[Tensor, Tensor]],
                           matrices: Sequence[np.ndarray],
@@ -166,7 +165,8 @@ class Distributions:
         with torch.no_grad():
             images, votes = (torch.stack(tensors) for tensors in zip(*outputs))
             tables = self._tables(*images.shape[1:], *votes.shape[1:3], self._device)
-            return to_solutions(self._solver(images, votes, field, start, tables).cpu().numpy())
+            found = self._solver(images, votes, field, start, tables).cpu().numpy()
+        return to_solutions(found, TO_MOTION)
 
     def _solved(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
                 start: np.ndarray | None) -> BlurSolution:

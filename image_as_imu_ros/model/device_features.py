@@ -31,6 +31,17 @@ MAX_NEARBY_PX = int(NEARBY_SHARE * MAX_RADIUS_PX)
 """Beyond the longest blur that a cell can tell, the window grows no more."""
 
 
+class DeviceHills(NamedTuple):
+    """Local maxima of the posteriors of B images, FINALISTS of each, highest first."""
+
+    motions: Tensor
+    """(B, K, 6)."""
+    heights: Tensor
+    """(B, K), log-posterior up to a constant, nats; -inf where there is no further hill."""
+    profiles: Tensor
+    """(B, K, len(LENGTH_RATIOS)), log-likelihood of each motion times each ratio, nats."""
+
+
 class FeatureTables(NamedTuple):
     """What depends on the size of the images only; C of the cells are looked at."""
 
@@ -67,16 +78,16 @@ def _windows(cells: int, size_px: int) -> np.ndarray:
     return shares
 
 
-def hill_features(images: Tensor, matrix: Tensor, motions: Tensor, heights: Tensor,
-                  profiles: Tensor, tables: FeatureTables) -> Tensor:
+def hill_features(images: Tensor, matrix: Tensor, hills: DeviceHills,
+                  tables: FeatureTables) -> Tensor:
     """
     Gather what the critic sees of the hills of images.
 
     :param images: (B, H, W) float32, 0 to 1
     :param matrix: (B, N, 2, 6) or (1, N, 2, 6) float32, motion field matrix of the cells, px
-    :param motions, heights, profiles: of K hills of each image, as of `device_solver.Hills`
     :returns: (B, K, CHANNELS, len(LENGTH_RATIOS)) float32; of hills that are none, of no use
     """
+    motions, heights, profiles = hills
     rows = matrix[:, tables.cells].transpose(1, 2).flatten(1, 2)
     flow_px = (rows @ motions.float().mT).mT.unflatten(2, (2, -1))
     lengths_px = flow_px.norm(dim=2)
