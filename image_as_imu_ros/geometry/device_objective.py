@@ -63,6 +63,7 @@ class DeviceObjective:
 
     def _look_up(self, motions: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor,
                                                  Tensor]:
+        """As of `BlurObjective`: four corners, shares, lengths (B, N, K); flow (B, N, 2, K)."""
         flow = self.displacements(motions)
         u, v = flow.unbind(2)
         radius = (u * u + v * v).sqrt()

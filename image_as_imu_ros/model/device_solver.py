@@ -106,23 +106,13 @@ class DeviceSolver(nn.Module):
         # no start is like one more of the same
         starts = torch.where(starts.isfinite(), starts, scanned[:, 0])[:, None]
         lengths_px, second_px2 = self._moments(sparse.log_probability)
-        lifted = self.lifted_lengths[:, None] * self._lifted(sparse, lengths_px)[:, None]
-        still = (1.0 / sparse.focal_px)[..., None].expand(len(images), 1, 3)
-        turns = functional.pad(torch.cat([lifted, still], dim=1), (0, 3))
-        found, heights = sparse.climb(torch.cat([scanned, turns, starts], dim=1),
-                                      COARSE_ITERATIONS)
-        finalists, exist = distinct(found, heights)
-        peaks, heights = full.climb(finalists, FINE_ITERATIONS)
-        heights, order = heights.masked_fill(~exist, -math.inf).sort(dim=1, descending=True)
-        peaks = taken(peaks, order)
-        scaled = (peaks[:, :, None] * self.ratios[:, None]).flatten(1, 2)
-        profiles = sparse.likelihoods(scaled).unflatten(1, (FINALISTS, -1))
-        hills = DeviceHills(peaks, heights, profiles)
+        turns = self._turns(sparse, lengths_px)
+        hills = self._hills(full, sparse, torch.cat([scanned, turns, starts], dim=1))
 
         logits = self.critic(hill_features(images, matrix.flatten(1, 2), hills, tables))
-        logits = logits.masked_fill(heights.isinf()[..., None], NO_HILL)
+        logits = logits.masked_fill(hills.heights.isinf()[..., None], NO_HILL)
         motions, heights, variances = self._modes(
-            peaks, logits.flatten(1).log_softmax(dim=1).view_as(logits))
+            hills.motions, logits.flatten(1).log_softmax(dim=1).view_as(logits))
         values = full.cell_values(motions)
         inliers = values > log_probability.flatten(1, 2).amax(dim=2)[..., None] - INLIER_NATS
         extents_px = median(full.displacements(motions).norm(dim=2).mT).double()
@@ -137,6 +127,23 @@ class DeviceSolver(nn.Module):
                   translation_spread(motions, full.focal_px), heights)
         return torch.cat([motions, covariances.flatten(2),
                           torch.stack([field.double() for field in fields], dim=2)], dim=2)
+
+    def _turns(self, sparse: DeviceObjective, lengths_px: Tensor) -> Tensor:
+        """Rotations to start from: fitted to the mean squares, and almost none, (B, 4, 6)."""
+        lifted = self.lifted_lengths[:, None] * self._lifted(sparse, lengths_px)[:, None]
+        still = (1.0 / sparse.focal_px)[..., None].expand(len(lifted), 1, 3)
+        return functional.pad(torch.cat([lifted, still], dim=1), (0, 3))
+
+    def _hills(self, full: DeviceObjective, sparse: DeviceObjective,
+               starts: Tensor) -> DeviceHills:
+        """Climb from starts (B, K, 6): with few cells to the right hills, then with all."""
+        finalists, exist = distinct(*sparse.climb(starts, COARSE_ITERATIONS))
+        peaks, heights = full.climb(finalists, FINE_ITERATIONS)
+        heights, order = heights.masked_fill(~exist, -math.inf).sort(dim=1, descending=True)
+        peaks = taken(peaks, order)
+        scaled = (peaks[:, :, None] * self.ratios[:, None]).flatten(1, 2)
+        profiles = sparse.likelihoods(scaled).unflatten(1, (FINALISTS, -1))
+        return DeviceHills(peaks, heights, profiles)
 
     def _moments(self, log_probability: Tensor) -> tuple[Tensor, Tensor]:
         """As `CellMoments`, (B, N, DIRECTIONS) and (B, N, 3)."""
