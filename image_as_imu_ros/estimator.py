@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from image_as_imu_ros.batches import by_shape
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution
@@ -19,6 +19,7 @@ from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import architecture_of
 from image_as_imu_ros.model.weights import load_weights
+from image_as_imu_ros.processes import cores_of_process
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
 MIN_CONTRAST = 0.004
@@ -56,6 +57,21 @@ class BlurObservation:
     timing_ms: dict[str, float]
     depth_m: float | None = None
     """Median measured depth of the scene, which scales translations; None where unknown."""
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Time that it took; of what was computed for several images at once an even share."""
+        return sum(self.timing_ms.values())
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image that the network has yet to see."""
+
+    observation: BlurObservation
+    """As of a blank image."""
+    seen: np.ndarray | None
+    """(h, w) or (h, w, 3) float32, 0 to 1, what the network shall see; None if it is blank."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,7 @@ class VisualGyroscope:
         elif config.device == 'cuda' and not torch.cuda.is_available():
             raise ConfigError('device: "cuda" was asked for but torch sees no GPU; use "auto"')
         # the other half is for what goes on beside the network
-        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        threads = config.threads or max(1, cores_of_process() // 2)
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
         self.weights = load_weights(config.weights)
@@ -124,24 +140,14 @@ class VisualGyroscope:
         :returns: in the order of the frames; the time of the network is an equal share
         :raises InputError: if an image is too small for the network
         """
-        prepared = [self._prepare(frame) for frame in frames]
-        batches: dict[tuple[int, ...], list[int]] = {}
-        for index, (observation, seen) in enumerate(prepared):
-            if observation.working_image.std() > MIN_CONTRAST:
-                batches.setdefault(seen.shape, []).append(index)
-        observations = [observation for observation, _ in prepared]
-        for indices in batches.values():
-            begin = time.perf_counter()
-            outputs = self._architecture.observe([prepared[index][1] for index in indices])
-            share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
-            for index, output in zip(indices, outputs):
-                timing = {**observations[index].timing_ms, 'network': share_ms}
-                observations[index] = replace(observations[index], output=output,
-                                              timing_ms=timing)
-        return observations
+        return self.observe_prepared([self.prepare(frame) for frame in frames])
 
-    def _prepare(self, frame: Frame) -> tuple[BlurObservation, np.ndarray]:
-        """A frame as the network will see it, and an observation that lacks its output."""
+    def prepare(self, frame: Frame) -> PreparedImage:
+        """
+        Undistort a frame, for `observe_prepared`.
+
+        :raises InputError: if the image is too small for the network
+        """
         begin = time.perf_counter()
         camera, points, matrix = self._camera(frame.intrinsics)
         image = camera.working_image(frame.image)
@@ -149,9 +155,25 @@ class VisualGyroscope:
         depth_m = None
         if frame.depth_m is not None and not self._architecture.tells_depth:
             depth_m, matrix = with_depth(matrix, camera.depth_at(frame.depth_m, points))
+        blank = image.std() <= MIN_CONTRAST
         timing = {'preprocess': 1e3 * (time.perf_counter() - begin)}
-        return BlurObservation(frame, image, camera.intrinsics, matrix, None, timing,
-                               depth_m), seen
+        return PreparedImage(BlurObservation(frame, image, camera.intrinsics, matrix, None, timing,
+                                             depth_m), None if blank else seen)
+
+    def observe_prepared(self, images: Sequence[PreparedImage]) -> list[BlurObservation]:
+        """Run the network on prepared images, else as `observe_all`."""
+        observations = [image.observation for image in images]
+        visible = [index for index, image in enumerate(images) if image.seen is not None]
+        for group in by_shape([images[index].seen for index in visible]):
+            begin = time.perf_counter()
+            indices = [visible[place] for place in group]
+            outputs = self._architecture.observe([images[index].seen for index in indices])
+            share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
+            for index, output in zip(indices, outputs):
+                timing = {**observations[index].timing_ms, 'network': share_ms}
+                observations[index] = replace(observations[index], output=output,
+                                              timing_ms=timing)
+        return observations
 
     def solve(self, observation: BlurObservation,
               start: np.ndarray | None = None) -> BlurMeasurement:
@@ -173,12 +195,10 @@ class VisualGyroscope:
         measurements = [
             BlurMeasurement(each.frame, each.working_image, each.intrinsics, None, each.timing_ms,
                             each.depth_m) for each in observations]
-        batches: dict[tuple[int, ...], list[int]] = {}
-        for index, observation in enumerate(observations):
-            if observation.output is not None:
-                batches.setdefault(observation.matrix.shape, []).append(index)
-        for indices in batches.values():
+        visible = [index for index, each in enumerate(observations) if each.output is not None]
+        for group in by_shape([observations[index].matrix for index in visible]):
             begin = time.perf_counter()
+            indices = [visible[place] for place in group]
             seen = [observations[index] for index in indices]
             solutions = self._architecture.solve_all(
                 [each.output for each in seen], [each.matrix for each in seen],
@@ -211,16 +231,24 @@ class VisualGyroscope:
         :returns: velocities in the camera optical frame; status SIGN_UNRESOLVED or NO_SIGNAL
         :raises InputError: if the exposure is unknown or the image is too small
         """
-        if frame.exposure_time_s is None:
-            raise InputError('exposure time is unknown; one image needs it to tell a velocity')
         return self.conclude(self.observe(frame))
 
     def conclude(self, observation: BlurObservation) -> MotionEstimate:
-        """Motion that an observed frame of known exposure tells by itself, as `estimate`."""
+        """
+        Tell the motion from a frame that was observed, as `estimate`.
+
+        :raises InputError: if the exposure is unknown
+        """
         return self.conclude_all([observation])[0]
 
     def conclude_all(self, observations: Sequence[BlurObservation]) -> list[MotionEstimate]:
-        """Motions that observed frames of known exposure tell, each by itself, as `conclude`."""
+        """
+        Tell the motions from frames that were observed, each by itself, as `conclude`.
+
+        :raises InputError: if an exposure is unknown
+        """
+        if any(observation.frame.exposure_time_s is None for observation in observations):
+            raise InputError('exposure time is unknown; one image needs it to tell a velocity')
         return [self.to_estimate(
             measurement if measurement.solution is None
             else replace(measurement, solution=measurement.solution.averaged()))

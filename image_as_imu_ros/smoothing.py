@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
-from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.estimator import BlurObservation, VisualGyroscope
 from image_as_imu_ros.motion_filter import MAX_SPEED_STD_RAD_S, RATE, FilterStep
 from image_as_imu_ros.stream import StreamEstimator, with_twist
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
@@ -34,7 +34,11 @@ class SmoothedStream:
 
         :returns: the estimates that have become final, in time order; often of an earlier image
         """
-        estimate = self._stream.process(frame)
+        return self.join(self._stream.gyroscope.observe(frame))
+
+    def join(self, observation: BlurObservation) -> list[MotionEstimate]:
+        """Take in the next image, of which the network has seen the blur; else as `process`."""
+        estimate = self._stream.join(observation)
         if not self._frames:
             return [estimate]
         step = self._stream.filter_step

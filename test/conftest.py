@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,15 @@ def isolated_ros(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ['ROS_LOG_DIR'] = str(tmp_path_factory.mktemp('ros_log'))
+
+
+def torchrun(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a script, or `-m MODULE`, in two processes that share some work."""
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         *map(str, words)],
+        cwd=CHECKOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(CHECKOUT)},
+        capture_output=True, text=True, timeout=170, check=False)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from image_as_imu_ros.config import (
     ros_yaml,
 )
 from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.evaluation.provenance import ESTIMATING_CODE
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = CHECKOUT / 'image_as_imu_ros'
@@ -27,8 +28,9 @@ CONVERSIONS = PACKAGE / 'ros' / 'conversions.py'  # of duck-typed messages; need
 WITHOUT_ROS = [path for path in SOURCES
                if PACKAGE / 'ros' not in path.parents or path == CONVERSIONS]
 LAYERS = [
-    {'errors', 'types', 'config'}, {'geometry', 'model', 'image_decoding', 'ros.conversions'},
-    {'estimator'}, {'stream'}, {'synthesis', 'training', 'evaluation'}, {'cli', 'ros'}]
+    {'errors', 'types', 'config', 'files'},
+    {'geometry', 'model', 'image_decoding', 'ros.conversions'}, {'estimator'}, {'stream'},
+    {'synthesis', 'training', 'evaluation'}, {'cli', 'ros'}]
 ROS_PACKAGES = {
     'ament_index_python', 'builtin_interfaces', 'cv_bridge', 'diagnostic_msgs', 'geometry_msgs',
     'launch', 'launch_ros', 'lifecycle_msgs', 'rcl_interfaces', 'rclpy', 'rosgraph_msgs',
@@ -112,6 +114,22 @@ def test_imports_point_downward(path: Path) -> None:
               if name.startswith('image_as_imu_ros.') and own is not None
               and (layer(name) or 0) > own}
     assert not upward
+
+
+def test_cached_estimates_depend_on_all_code_that_makes_them() -> None:
+    by_name = {module_name(path): path for path in SOURCES}
+    needed, waiting = set(), ['image_as_imu_ros.estimator', 'image_as_imu_ros.smoothing']
+    while waiting:
+        name = waiting.pop()
+        if name in by_name and name not in needed:
+            needed.add(name)
+            waiting += imported_names(by_name[name])
+    # settings are in the key themselves; the rest has no say in what is estimated
+    unrelated = {f'image_as_imu_ros.{name}' for name in ('errors', 'config', 'files', 'processes')}
+    covered = [PACKAGE / name for name in ESTIMATING_CODE]
+    assert all(path.exists() for path in covered)
+    assert not {name for name in needed - unrelated
+                if not {by_name[name], *by_name[name].parents} & set(covered)}
 
 
 def test_parameter_file_is_that_of_the_config() -> None:

@@ -16,18 +16,13 @@ from image_as_imu_ros.config import VisualImuConfig
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
 from image_as_imu_ros.evaluation.comparison import (
     PAPER_PREDICTIONS,
-    Predictor,
     comparison_of,
     rivals_of,
     run_methods,
 )
 from image_as_imu_ros.evaluation.comparison_table import comparison_table
-from image_as_imu_ros.evaluation.evaluate import (
-    Estimates,
-    Evaluation,
-    StreamEstimates,
-    score_estimates,
-)
+from image_as_imu_ros.evaluation.estimation import Estimates, StreamEstimates
+from image_as_imu_ros.evaluation.evaluate import Evaluation, score_estimates
 from image_as_imu_ros.evaluation.interframe import interframe_rates
 from image_as_imu_ros.evaluation.predictions import (
     COLUMNS,
@@ -35,6 +30,7 @@ from image_as_imu_ros.evaluation.predictions import (
     read_velocities,
     write_estimates,
 )
+from image_as_imu_ros.evaluation.predictor import Predictor
 from image_as_imu_ros.evaluation.provenance import recording_sha256
 from image_as_imu_ros.evaluation.sources import Recording, RecordingOptions, open_recording
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord, StoredImage, Stream

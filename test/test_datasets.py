@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import torchrun
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.cli.main import main
@@ -18,7 +19,7 @@ from image_as_imu_ros.config import DatasetConfig, TrainingConfig, load
 from image_as_imu_ros.errors import ConfigError, DataFormatError
 from image_as_imu_ros.evaluation.contact_sheet import ARROW_COLOUR, TILE_WIDTH_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.synthesis.dataset_writer import process_of_torchrun
+from image_as_imu_ros.processes import process_of_torchrun
 from image_as_imu_ros.synthesis.shards import Shards
 from image_as_imu_ros.training.dataset import CropFactory, ShardFactory, make_factory
 from image_as_imu_ros.training.drawn_scenes import DrawnScenes
@@ -165,12 +166,8 @@ def test_a_table_is_completed_as_if_nothing_had_happened(table, tmp_path, monkey
 
 def test_processes_of_torchrun_share_the_work(shards, tmp_path):
     folder = tmp_path / 'dataset'
-    result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         '-m', 'image_as_imu_ros', 'synthesize', str(folder), '--format', 'webdataset',
-         '--images', str(IMAGES), *(f'--set={setting}' for setting in SMALL)],
-        cwd=CHECKOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(CHECKOUT)},
-        capture_output=True, text=True, timeout=300, check=False)
+    result = torchrun('-m', 'image_as_imu_ros', 'synthesize', folder, '--format', 'webdataset',
+                      '--images', IMAGES, *(f'--set={setting}' for setting in SMALL))
     assert result.returncode == 0, result.stderr
     assert f'{IMAGES} images, 0 left out' in result.stdout
     assert contents(folder) == contents(shards)

@@ -15,8 +15,9 @@ import pytest
 from image_as_imu_ros.config import StreamConfig, VisualImuConfig
 from image_as_imu_ros.errors import ConfigError, SynchronizationError
 from image_as_imu_ros.evaluation import sync
-from image_as_imu_ros.evaluation.comparison import Predictor, rivals_of, run_methods
+from image_as_imu_ros.evaluation.comparison import rivals_of, run_methods
 from image_as_imu_ros.evaluation.evaluate import Evaluation, evaluate, score
+from image_as_imu_ros.evaluation.predictor import Predictor
 from image_as_imu_ros.evaluation.report import table_of, write_report
 from image_as_imu_ros.evaluation.sources import open_recording
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord, Gyroscope, Recording, Stream

@@ -2,8 +2,6 @@
 
 import csv
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import torchrun
 
 from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.config import TrainingConfig
@@ -320,11 +319,7 @@ train(TrainingConfig(**settings), folder / 'run', max_minutes=0.0)
 def test_two_processes_share_the_crops_and_one_goes_on_without_them(tmp_path, monkeypatch):
     settings, script = {**TINY, 'crops': 24, 'seed': 1}, tmp_path / 'train.py'
     script.write_text(TRAIN_AND_NOTE)
-    result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         str(script), str(tmp_path), repr(settings)],
-        cwd=CHECKOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(CHECKOUT)},
-        capture_output=True, text=True, timeout=150)
+    result = torchrun(script, tmp_path, repr(settings))
     assert result.returncode == 0, result.stderr
     shares = [(tmp_path / f'crops_{rank}').read_text().split() for rank in (0, 1)]
     assert shares == [['0', '1', '2', '3'], ['4', '5', '6', '7']]

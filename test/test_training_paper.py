@@ -1,12 +1,14 @@
 """The paper's stages: what the network is taught, by which data, and recordings' labels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import torchrun
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,7 +20,7 @@ from image_as_imu_ros.evaluation.sources.strayscanner import R_GYRO_CAMERA
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model import reference
-from image_as_imu_ros.model.architectures import build_network
+from image_as_imu_ros.model.architectures import Reference, build_network
 from image_as_imu_ros.model.weights import export_weights
 from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from
@@ -37,6 +39,7 @@ from image_as_imu_ros.types import CameraIntrinsics
 CAMERA = CameraIntrinsics(96, 72, 80.0, 80.0, 47.5, 35.5)
 SMALL = {'architecture': 'reference', 'width': 96, 'height': 64, 'batch': 2, 'workers': 0,
          'validation': 1, 'ema_crops': 1.0, 'procedural': 1.0, 'checkpoint_minutes': 1000.0}
+FEW_CHANNELS = {'WIDTHS': (8, 8, 16, 16), 'DEPTHS': (1, 2, 1, 1), 'HAM_CHANNELS': 16}
 TURN_RAD_S = np.array([1.0, -2.0, 3.0])
 """Of the recording, in camera axes."""
 
@@ -46,9 +49,8 @@ def small_network():
     """The reference network with few channels, whose checkpoints are not half a gigabyte."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, 'WIDTHS', (8, 8, 16, 16))
-        patch.setattr(reference, 'DEPTHS', (1, 2, 1, 1))
-        patch.setattr(reference, 'HAM_CHANNELS', 16)
+        for name, value in FEW_CHANNELS.items():
+            patch.setattr(reference, name, value)
         yield
     cv2.setNumThreads(-1)
 
@@ -257,7 +259,7 @@ def test_recording_is_labelled_once_and_trains_the_third_stage(recording, weight
     assert main(command) == 0
     assert '5 labelled' in capsys.readouterr().out
     assert (labels / '0_000001.npz').stat().st_mtime_ns == kept
-    assert not list(labels.glob('*.partial'))
+    assert not list(labels.glob('.*'))
 
     # four images to train on, one to validate, each once a pass
     config = load(TrainingConfig, RECIPES / 'paper_stage3.yaml', (
@@ -273,6 +275,57 @@ def test_recording_is_labelled_once_and_trains_the_third_stage(recording, weight
     (labels / 'labels.json').write_text(json.dumps({'weights_sha256': '0'}))
     assert main(command) == 1
     assert 'other weights' in capsys.readouterr().err
+
+
+RUN_SMALL = f"""
+import sys
+from image_as_imu_ros.model import reference
+for name, value in {FEW_CHANNELS!r}.items():
+    setattr(reference, name, value)
+from image_as_imu_ros.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_labels_are_the_same_in_batches_and_by_processes(recording, weights_file, tmp_path,
+                                                         capsys):
+    other, script = tmp_path / 'other', tmp_path / 'small.py'
+    shutil.copytree(recording, other)
+    (other / 'rgb' / '000001.png').write_bytes(b'')
+    script.write_text(RUN_SMALL)
+
+    def command(name: str) -> list[str]:
+        return ['pseudo-labels', str(recording), str(other), str(tmp_path / name), '--image-size',
+                'full', '--weights', str(weights_file)]
+
+    assert main(command('one')) == 0
+    assert '4 labelled images of 5 in' in capsys.readouterr().out
+    assert main([*command('batch'), '--batch', '4']) == 0
+    result = torchrun(script, *command('two'))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('labelled images of 5') == 2
+    files = sorted(path.relative_to(tmp_path / 'one') for path in (tmp_path / 'one').rglob('*.*'))
+    assert len(files) == 9 + 2  # labels, and what they were made of
+    for name in ('two', 'batch'):
+        assert sorted(path.relative_to(tmp_path / name)
+                      for path in (tmp_path / name).rglob('*.*')) == files
+    for file in files:
+        expected = tmp_path / 'one' / file
+        assert (tmp_path / 'two' / file).read_bytes() == expected.read_bytes()
+        if file.suffix == '.npz':
+            with np.load(tmp_path / 'batch' / file) as found, np.load(expected) as alone:
+                for name in alone:  # batches may change last bits, of float16 then
+                    np.testing.assert_allclose(found[name], alone[name], rtol=2e-3, atol=1e-5)
+
+
+def test_images_seen_together_have_the_same_flow_and_depth(network):
+    images = np.random.default_rng(0).random((3, 64, 96, 3), np.float32)
+    seen = Reference(network, 'cpu')
+    for image, (flow_px, depth_m) in zip(images, seen.observe(list(images))):
+        (alone_px, alone_m), = seen.observe([image])
+        np.testing.assert_allclose(flow_px, alone_px, atol=1e-5)
+        np.testing.assert_allclose(depth_m, alone_m, rtol=1e-5)
+        assert flow_px.shape == (*depth_m.shape, 2)
 
 
 def test_each_pass_over_the_labels_has_every_image_in_another_order(tmp_path):

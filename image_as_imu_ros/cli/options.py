@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +67,31 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
                             help='where its type does not tell it')
 
 
+def add_batch_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare how many images the network sees at once."""
+    parser.add_argument('--batch', type=positive_count, default=1, metavar='N',
+                        help='images that the network sees at once, of any of the recordings; '
+                             'meant for GPUs (default: 1)')
+
+
+def find_sources(paths: Sequence[Path], kind: str) -> Mapping[str, Path]:
+    """
+    Find recordings, also those in folders that only hold recordings, unless their kind is told.
+
+    :returns: them by short names; those that are alike have their folder's name, or a number
+    :raises DataFormatError: if one does not exist or is no recording
+    """
+    from image_as_imu_ros.evaluation.sources import find_recordings
+    sources = find_recordings(paths) if kind == 'auto' else paths
+    whole = [source.resolve() for source in sources]
+    short = [path.stem if path.is_file() else path.name for path in whole]
+    longer = [f'{path.parent.name}_{path.name}' if short.count(name) > 1 else name
+              for path, name in zip(whole, short)]
+    names = [f'{name}_{index}' if longer.count(name) > 1 else name
+             for index, name in enumerate(longer)]
+    return dict(zip(names, sources))
+
+
 def read_recording_options(arguments: argparse.Namespace) -> RecordingOptions:
     """Collect what `add_recording_arguments` declared."""
     from image_as_imu_ros.evaluation.sources import RecordingOptions
@@ -80,6 +107,13 @@ def add_rotation_argument(parser: argparse.ArgumentParser, target: str) -> None:
     parser.add_argument('--R', type=_rotation, metavar='R00,R01,..,R22',
                         help=f'rotation from camera to {target} axes, by rows; '
                              'write --R=-1,.. where it begins with a minus')
+
+
+def positive_count(text: str) -> int:
+    """Parse a positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number from 1 on')
+    return int(text)
 
 
 def _time_offset(text: str) -> float | str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from image_as_imu_ros.cli.options import positive_count
 from image_as_imu_ros.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--assets', type=Path, metavar='ASSETS',
                         help='meshes (scene.npz) of rooms for keyframes; for the validation set '
                              'also photographs and panoramas; these alone for a dataset')
-    parser.add_argument('--images', type=_count, metavar='N',
+    parser.add_argument('--images', type=positive_count, metavar='N',
                         help='how many: the first N of the validation set (default: all), '
                              f'keyframes (default: {KEYFRAMES}), or images of a dataset (default: '
                              f'{DRAWN}; of recordings all)')
@@ -54,13 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                     'instead of views by depth')
     interpolation.add_argument('--blend', action='store_true',
                                help='the same, with images that fade over')
-
-
-def _count(text: str) -> int:
-    """Parse a positive whole number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a number from 1 on')
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,7 +97,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _write_dataset(arguments: argparse.Namespace) -> None:
     """Write this process's share of a dataset."""
     from image_as_imu_ros.config import DatasetConfig, load
-    from image_as_imu_ros.synthesis.dataset_writer import process_of_torchrun, write_dataset
+    from image_as_imu_ros.processes import process_of_torchrun
+    from image_as_imu_ros.synthesis.dataset_writer import write_dataset
     config = load(DatasetConfig, arguments.config, tuple(arguments.set))
     source = (_drawn_scenes if arguments.recordings is None else _recorded_scenes)(
         arguments, config)

@@ -144,17 +144,16 @@ def _batch_times(gyroscope: VisualGyroscope, stream: StreamEstimator | None, fra
               for frame, file in zip(frames, files)]
     decoded, cpu_s = time.perf_counter(), time.process_time()
     observations = gyroscope.observe_all(frames)
-    share_ms = 1e3 * (time.perf_counter() - decoded) / len(frames)
     times = {'decode': [1e3 * (decoded - begin) / len(frames)]}
     for together in [observations] if stream is None else [[each] for each in observations]:
         begin = time.perf_counter()
         estimates = gyroscope.conclude_all(together) if stream is None \
             else list(map(stream.join, together))
         rest_ms = 1e3 * (time.perf_counter() - begin) / len(together)
-        for estimate in estimates:
+        for observation, estimate in zip(together, estimates):
             known_ms = sum(estimate.timing_ms.get(stage, 0.0) for stage in ('solve', 'align'))
             for stage, duration_ms in {**estimate.timing_ms, 'fuse': max(rest_ms - known_ms, 0.0),
-                                       'whole': share_ms + rest_ms}.items():
+                                       'whole': observation.elapsed_ms + rest_ms}.items():
                 times.setdefault(stage, []).append(duration_ms)
     return times, time.process_time() - cpu_s
 

@@ -10,8 +10,8 @@ import yaml
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.evaluation.calibration import Calibration
-from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.evaluation.imu_health import Health
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.types import CameraIntrinsics
 
 OWN_FILE, KALIBR_FILE, TRANSFORM_FILE = (

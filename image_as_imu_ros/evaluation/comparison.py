@@ -1,37 +1,22 @@
-"""
-Rivals on the same recording in the same run, scored alike.
-
-Every method's velocities are written to `predictions/NAME.csv` beside the report. A later run with
-the same recording, weights, settings and code takes them from there.
-"""
+"""Rivals on the same recording in the same run, scored alike."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from image_as_imu_ros.config import VisualImuConfig
-from image_as_imu_ros.errors import (
-    ConfigError,
-    DataFormatError,
-    ImageAsImuError,
-    SynchronizationError,
-)
+from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.evaluation import metrics, sync
+from image_as_imu_ros.evaluation.estimation import MODES, StreamEstimates
 from image_as_imu_ros.evaluation.evaluate import (
-    MODES,
     PROTOCOLS,
-    Estimates,
     Evaluation,
     Samples,
-    StreamEstimates,
-    estimate_motion,
     interval_scores,
     pool,
     protocol_scores,
@@ -39,28 +24,10 @@ from image_as_imu_ros.evaluation.evaluate import (
     score_estimates,
     uncertainty_scores,
 )
-from image_as_imu_ros.evaluation.predictions import (
-    Velocities,
-    read_estimates,
-    read_note,
-    read_velocities,
-    rotation_of,
-    write_estimates,
-    write_velocities,
-)
-from image_as_imu_ros.evaluation.provenance import (
-    ESTIMATING_CODE,
-    code_sha256,
-    file_sha256,
-    key_of,
-    recording_sha256,
-    versions,
-    weights_sha256,
-)
+from image_as_imu_ros.evaluation.predictions import Velocities, read_velocities, rotation_of
+from image_as_imu_ros.evaluation.predictor import FOLDER, Make, Predictor
+from image_as_imu_ros.evaluation.provenance import file_sha256, versions
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
-
-if TYPE_CHECKING:
-    from image_as_imu_ros.estimator import VisualGyroscope
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +43,6 @@ TITLES = {
     'paper': "the paper's model, its stored predictions",
 }
 METHODS = tuple(TITLES)
-FOLDER = 'predictions'
 PAPER_PREDICTIONS = 'paper_base_model_predictions.csv'
 
 OWN, ORACLE, ORACLE_PER_AXIS = 'own', 'gyroscope, per frame', 'gyroscope, per axis'
@@ -87,9 +53,6 @@ PUBLISHED_ROWS = {'dining': {
     'MASt3R': (2.36, 0.84, 1.67), 'DROID-SLAM': (2.92, 1.20, 1.98), 'the paper':
     (0.87, 0.50, 1.33)}}
 """Figures that Chen and Clark (2025) publish, x, y, z in rad/s; None: the method failed."""
-
-Make = Callable[[], tuple[tuple[Velocities, ...], str]]
-"""Runs a method: velocities of each stream, and what to remark."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +92,11 @@ class Rivals:
         if twice:
             raise ConfigError(f'two methods are called "{twice[0]}"; give one another name')
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """In which modes this package's estimator is among them."""
+        return tuple(mode for mode in MODES if mode in self.methods)
+
     def __bool__(self) -> bool:
         return bool(self.methods or self.trajectories or self.predictions)
 
@@ -149,92 +117,6 @@ def rivals_of(source: Path, baselines: bool, methods: Sequence[str],
         methods = [name for name in METHODS if name in methods
                    or (name not in named and (name != 'paper' or stored))]
     return Rivals(tuple(methods), tuple(trajectories), tuple(predictions))
-
-
-class Predictor:
-    """
-    Runs methods on a recording, or takes what an earlier run left in the output folder.
-
-    :param folder: of the report; predictions are in a folder inside it
-    :param fresh: run everything again
-    :param progress: show bars on stderr where that is a terminal
-    """
-
-    def __init__(self, recording: Recording, config: VisualImuConfig, folder: Path,
-                 fresh: bool = False, progress: bool = False) -> None:
-        self.recording, self.config = recording, config
-        self.folder, self.fresh, self.progress = folder / FOLDER, fresh, progress
-        self.reused: set[str] = set()  # methods whose output was there already
-        self._recording_sha256 = recording_sha256(recording)
-        self._gyroscope: VisualGyroscope | None = None
-
-    def estimates(self, mode: str) -> Estimates:
-        """
-        Run the estimator in a mode.
-
-        :raises ImageAsImuError: as `estimate_motion`, or if the weights cannot be used
-        """
-        config = self.config
-        path = self.folder / f'{mode}.csv'
-        note = self._note(mode, ESTIMATING_CODE, {
-            'mode': mode, 'weights': config.estimator.weights,
-            'weights_sha256': weights_sha256(config.estimator.weights),
-            'config': {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)}})
-        if self._kept(path, note):
-            return read_estimates(path, self.recording)
-        if self._gyroscope is None:
-            from image_as_imu_ros.estimator import VisualGyroscope
-            self._gyroscope = VisualGyroscope(config.estimator)
-        estimates = estimate_motion(self.recording, self._gyroscope, mode, config.stream,
-                                    self.progress)
-        write_estimates(path, estimates, note)
-        return estimates
-
-    def velocities(self, name: str, code: tuple[str, ...], make: Make, settings: dict[str, Any],
-                   ) -> tuple[tuple[Velocities, ...], dict[str, Any]]:
-        """
-        Run another method.
-
-        :param code: files of the package that it consists of
-        :param make: gives a part per stream, and what to remark
-        :returns: the parts, and what was noted with them
-        :raises ImageAsImuError: if the method fails, now or in the earlier run
-        """
-        path = self.folder / f'{name}.csv'
-        note = self._note(name, (*code, 'evaluation/sources'), settings)
-        if self._kept(path, note):
-            note = read_note(path)
-            if note['failure']:
-                raise DataFormatError(note['failure'])
-            return read_velocities(path, self.recording), note
-        begin = time.perf_counter()
-        try:
-            parts, remark = make()
-        except (DataFormatError, SynchronizationError) as error:
-            none = tuple(Velocities.none(len(stream.records)) for stream in self.recording.streams)
-            write_velocities(path, self.recording, none, {**note, 'failure': str(error)})
-            raise
-        note |= {'failure': '', 'remark': remark, 'ms_per_frame':
-                 1e3 * (time.perf_counter() - begin) / self.recording.frame_count}
-        write_velocities(path, self.recording, parts, note)
-        return parts, note
-
-    def _note(self, name: str, code: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
-        content = {'method': name, 'recording_sha256': self._recording_sha256,
-                   'code_sha256': code_sha256(code), **settings}
-        return {**content, 'key': key_of(content)}
-
-    def _kept(self, path: Path, note: dict[str, Any]) -> bool:
-        kept = not self.fresh and read_note(path).get('key') == note['key']
-        if kept:
-            logger.info('%s: as an earlier run left it, %s', note['method'], path)
-            self.reused.add(note['method'])
-        return kept
-
-
-def evaluate_with_cache(predictor: Predictor, mode: str) -> Evaluation:
-    """Estimate, or take what an earlier run has estimated, and score; as `evaluate`."""
-    return score_estimates(predictor.recording, mode, predictor.estimates(mode))
 
 
 def run_methods(evaluation: Evaluation, rivals: Rivals, predictor: Predictor) -> list[Method]:

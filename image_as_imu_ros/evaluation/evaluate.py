@@ -1,5 +1,5 @@
 """
-Run the estimator over a recording, or take estimates from elsewhere, and score them.
+Score the estimates of a recording, whoever made them.
 
 Angular velocities are compared in the reference gyroscope's axes, linear velocities in the
 camera's optical axes.
@@ -7,46 +7,31 @@ camera's optical axes.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from image_as_imu_ros.config import StreamConfig
-from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError, SynchronizationError
+from image_as_imu_ros.errors import ConfigError, SynchronizationError
 from image_as_imu_ros.evaluation import bootstrap, metrics, sync
+from image_as_imu_ros.evaluation.estimation import (
+    Estimates,
+    StreamEstimates,
+    check_mode,
+    estimate_motion,
+)
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.types import EstimateStatus, MotionEstimate
 
 if TYPE_CHECKING:
     from image_as_imu_ros.estimator import VisualGyroscope
 
-MODES = ('single', 'stream')
 PROTOCOLS = ('paper', 'interpolated')
 
 MATCH_TOLERANCE_NS = 1_000_000
-_INTERVAL_TOLERANCE = 1.1
-
-
-@dataclass(frozen=True)
-class StreamEstimates:
-    """The estimates of one stream, one entry per record; None where a frame gave none."""
-
-    stream: Stream
-    estimates: tuple[MotionEstimate | None, ...]
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """All that the estimator said of a recording, and how long each frame took it."""
-
-    streams: tuple[StreamEstimates, ...]
-    times_ms: tuple[float, ...]
-    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,8 @@ class Evaluation:
 
 
 def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
-             stream_config: StreamConfig = StreamConfig(), progress: bool = False) -> Evaluation:
+             stream_config: StreamConfig = StreamConfig(), progress: bool = False,
+             batch: int = 1) -> Evaluation:
     """
     Estimate the motion of every frame and score it.
 
@@ -101,55 +87,8 @@ def evaluate(recording: Recording, gyroscope: VisualGyroscope, mode: str,
         `estimate_motion`
     """
     return score_estimates(
-        recording, mode, estimate_motion(recording, gyroscope, mode, stream_config, progress))
-
-
-def estimate_motion(recording: Recording, gyroscope: VisualGyroscope, mode: str,
-                    stream_config: StreamConfig = StreamConfig(),
-                    progress: bool = False) -> Estimates:
-    """
-    Estimate the motion of every frame.
-
-    Frames that cannot be used are skipped and counted by reason.
-
-    :param mode: `single`, each image by itself and unsigned, or `stream`, signed, and causal
-        unless `smoothing_frames` of the config says otherwise
-    :param progress: show a bar on stderr where that is a terminal
-    :raises ConfigError: if the mode is unknown
-    :raises DataFormatError: if no frame at all could be estimated
-    """
-    _check_mode(mode)
-    from image_as_imu_ros.smoothing import SmoothedStream
-    skipped, times_ms, results = Counter(recording.skipped), [], []
-    with tqdm(total=recording.frame_count, unit='frame',
-              disable=None if progress else True) as bar:
-        for stream in recording.streams:
-            smoothed = SmoothedStream(gyroscope, stream_config)
-            estimates: dict[int, MotionEstimate] = {}
-            read = 0
-            for row, (record, stored) in enumerate(zip(stream.records, stream.read())):
-                read = row + 1
-                try:
-                    _check_exposure(stream, row)
-                    frame = record.with_image(stored.decode())
-                    start = time.perf_counter()
-                    final = [gyroscope.estimate(frame)] if mode == 'single' \
-                        else smoothed.process(frame)
-                    times_ms.append(1e3 * (time.perf_counter() - start))
-                    estimates |= {estimate.stamp_ns: estimate for estimate in final}
-                except InputError as error:
-                    skipped[str(error)] += 1
-                bar.update()
-            estimates |= {estimate.stamp_ns: estimate for estimate in smoothed.finish()}
-            missing = len(stream.records) - read
-            if missing:
-                skipped['image is missing at the end of the recording'] += missing
-            results.append(StreamEstimates(stream, tuple(
-                estimates.get(record.stamp_ns) for record in stream.records)))
-    if not times_ms:
-        reasons = '; '.join(f'{count} x {reason}' for reason, count in skipped.most_common(3))
-        raise DataFormatError(f'no frame of {recording.source} could be estimated: {reasons}')
-    return Estimates(tuple(results), tuple(times_ms), dict(skipped))
+        recording, mode,
+        estimate_motion(recording, gyroscope, mode, stream_config, progress, batch))
 
 
 def score(estimates: Sequence[MotionEstimate], recording: Recording,
@@ -163,7 +102,7 @@ def score(estimates: Sequence[MotionEstimate], recording: Recording,
     :raises ConfigError: if the mode is unknown or the recording has several streams
     :raises SynchronizationError: if no estimate or no image meets its counterpart
     """
-    _check_mode(mode)
+    check_mode(mode)
     if len(recording.streams) != 1:
         names = ', '.join(stream.camera for stream in recording.streams)
         raise ConfigError(f'estimates belong to one camera, but the recording has {names}; '
@@ -211,23 +150,6 @@ def samples_of(recording: Recording, result: StreamEstimates, mode: str) -> Samp
 def counts_as_estimate(estimate: MotionEstimate, mode: str) -> bool:
     """Whether an estimate takes part: a signed one in stream mode, any measured one in single."""
     return estimate.usable if mode == 'stream' else estimate.status != EstimateStatus.NO_SIGNAL
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ConfigError(f'mode "{mode}" is not one of {", ".join(MODES)}')
-
-
-def _check_exposure(stream: Stream, row: int) -> None:
-    """Raise InputError if a frame would have been exposed for longer than the frame interval."""
-    exposure_s = stream.records[row].exposure_time_s
-    if exposure_s is None or len(stream.records) < 2:
-        return
-    before, after = stream.records[max(row - 1, 0)], stream.records[max(row, 1)]
-    interval_s = (after.stamp_ns - before.stamp_ns) * 1e-9
-    if exposure_s > _INTERVAL_TOLERANCE * interval_s:
-        raise InputError(f'exposure time {exposure_s} s is longer than the frame interval of '
-                         f'{interval_s:.4g} s')
 
 
 def _angular_references(recording: Recording, stream: Stream, stamps_ns: np.ndarray,

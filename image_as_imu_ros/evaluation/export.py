@@ -19,11 +19,11 @@ from rosbags.typesys.store import Typestore
 from scipy.spatial.transform import Rotation, RotationSpline
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError
-from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.evaluation.motion_track import MotionTrack
 from image_as_imu_ros.evaluation.report import ESTIMATE_COLUMNS, estimate_row
 from image_as_imu_ros.evaluation.rosbag_writer import new_bag
 from image_as_imu_ros.evaluation.sources.rosbag import IMU_TYPE, Bag, typestore
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.types import MotionEstimate
 
 FORMATS = {'csv': '.csv', 'tum': '.tum', 'gcsv': '.gcsv', 'bag': '.mcap'}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from image_as_imu_ros.evaluation.files import write_atomically
+from image_as_imu_ros.files import write_atomically
 
 _AXES = ('x', 'y', 'z')
 _PER_AXIS = {

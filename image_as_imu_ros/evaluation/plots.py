@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2, norm
 
 from image_as_imu_ros.evaluation import metrics
-from image_as_imu_ros.evaluation.evaluate import Evaluation, Samples, StreamEstimates, samples_of
+from image_as_imu_ros.evaluation.estimation import StreamEstimates
+from image_as_imu_ros.evaluation.evaluate import Evaluation, Samples, samples_of
 
 AXES = ('x', 'y', 'z')
 REFERENCE_COLOUR, ESTIMATE_COLOUR = '#222222', '#d1495b'

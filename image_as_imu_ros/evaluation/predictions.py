@@ -20,14 +20,11 @@ from typing import Any
 import numpy as np
 
 from image_as_imu_ros.errors import DataFormatError, SynchronizationError
-from image_as_imu_ros.evaluation.evaluate import (
-    MATCH_TOLERANCE_NS,
-    Estimates,
-    StreamEstimates,
-)
-from image_as_imu_ros.evaluation.files import write_atomically
+from image_as_imu_ros.evaluation.estimation import Estimates, StreamEstimates
+from image_as_imu_ros.evaluation.evaluate import MATCH_TOLERANCE_NS
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.evaluation.sources.table import Table
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.types import EstimateStatus, MotionEstimate
 
 ANGULAR_COLUMNS = ('alpha_x', 'alpha_y', 'alpha_z')
@@ -142,7 +139,11 @@ def read_estimates(path: Path, recording: Recording) -> Estimates:
 
     :raises DataFormatError: if it is damaged or of another recording
     """
-    table, note = Table(path, _ESTIMATE_COLUMNS), read_note(path)
+    note = read_note(path)
+    if note.get('times_ms') == []:  # of a share none of whose frames could be used
+        return Estimates(tuple(StreamEstimates(stream, (None,) * len(stream.records))
+                               for stream in recording.streams), (), note['skipped'])
+    table = Table(path, _ESTIMATE_COLUMNS)
     angular, linear = table.numbers(*ANGULAR_COLUMNS), table.numbers(*LINEAR_COLUMNS)
     numbers, upper = table.numbers(*_NUMBERS), table.numbers(*COVARIANCE_COLUMNS)
     keys = list(zip(table.text('camera'), map(int, table.text('stamp_ns'))))

@@ -28,10 +28,10 @@ from image_as_imu_ros.evaluation.comparison_table import (
 )
 from image_as_imu_ros.evaluation.contact_sheet import worst_frames
 from image_as_imu_ros.evaluation.evaluate import Evaluation, pool, samples_of
-from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.evaluation.gyroscope_noise import noise_at_rest
 from image_as_imu_ros.evaluation.predictions import COVARIANCE_COLUMNS, UPPER
 from image_as_imu_ros.evaluation.provenance import versions, weights_sha256
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.types import MotionEstimate
 
 ESTIMATE_COLUMNS = (

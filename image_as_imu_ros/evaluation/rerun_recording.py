@@ -12,7 +12,8 @@ import numpy as np
 from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.evaluation.comparison import Method
 from image_as_imu_ros.evaluation.contact_sheet import UNKNOWN_EXPOSURE_S
-from image_as_imu_ros.evaluation.evaluate import Evaluation, StreamEstimates, samples_of
+from image_as_imu_ros.evaluation.estimation import StreamEstimates
+from image_as_imu_ros.evaluation.evaluate import Evaluation, samples_of
 from image_as_imu_ros.evaluation.plots import AXES
 from image_as_imu_ros.evaluation.sources.image_files import read_image_file
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid

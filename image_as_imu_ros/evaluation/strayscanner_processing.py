@@ -22,7 +22,6 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
-from image_as_imu_ros.evaluation.files import write_atomically
 from image_as_imu_ros.evaluation.plots import png_of
 from image_as_imu_ros.evaluation.sources.image_files import read_image_file
 from image_as_imu_ros.evaluation.sources.recording import Gyroscope
@@ -34,6 +33,7 @@ from image_as_imu_ros.evaluation.sources.strayscanner import (
     read_odometry,
 )
 from image_as_imu_ros.evaluation.sync import nearest
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.types import CameraIntrinsics
 
 PICKERS = {'fft': 6.3, 'laplacian': 300.0}

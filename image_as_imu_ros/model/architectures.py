@@ -202,7 +202,6 @@ class Reference:
         if runtime not in ('auto', 'torch'):
             raise ConfigError(f'runtime: the reference network runs in torch, not in "{runtime}"; '
                               'use "auto" or other weights')
-        self._device = device
         self._network = network.to(device)
 
     @staticmethod
@@ -212,15 +211,10 @@ class Reference:
 
     def observe(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Flow (N, 2) in px and depth (N,) in m at those pixels, of each image."""
-        return [self._observed(image) for image in images]
-
-    def _observed(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rgb = torch.from_numpy(image).movedim(-1, 0)[None].contiguous().to(self._device)
-        with torch.inference_mode():
-            flow, depth = self._network(rgb)
-        height, width = image.shape[:2]
+        height, width = images[0].shape[:2]
         x, y = sample_pixels(width, height).T
-        return flow[0].cpu().numpy()[:, y, x].T, depth[0].cpu().numpy()[y, x]
+        flow, depth = self._network.predict(images)
+        return list(zip(flow[:, :, y, x].swapaxes(1, 2), depth[:, y, x]))
 
     def solve(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
               start: np.ndarray | None) -> BlurSolution:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -66,6 +67,18 @@ class ReferenceNetwork(nn.Module):
         coarse = self.backbone(255.0 * normalised.flip(1))  # as the weights were trained
         flow = self.flow_decoder(coarse, fine)
         return flow, self.depth_decoder(coarse, fine)[:, 0].exp()
+
+    def predict(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Predict flow and depth of images of one size, on the network's device.
+
+        :param images: (H, W, 3) float32 RGB, 0 to 1, H and W multiples of 4
+        :returns: (B, 2, H, W) px and (B, H, W) m, as of `forward`
+        """
+        rgb = torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous()
+        with torch.inference_mode():
+            flow, depth = self(rgb.to(self.mean.device))
+        return flow.cpu().numpy(), depth.cpu().numpy()
 
 
 class Encoder(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from image_as_imu_ros.errors import ConfigError, WeightsError
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.network import WIDTHS, CompactNetwork
 from image_as_imu_ros.model.reference import ReferenceNetwork
@@ -192,7 +192,5 @@ def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[st
 def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:
     """Write a weights file so that the path never holds half of one; returns its sha256."""
     data = save(tensors, metadata)
-    partial = path.with_suffix('.partial')
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()

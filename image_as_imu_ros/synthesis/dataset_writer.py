@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from image_as_imu_ros import __version__
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.evaluation.contact_sheet import sheet_of_flow
-from image_as_imu_ros.evaluation.files import write_atomically
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.synthesis.labelled_image import LabelledImage
 from image_as_imu_ros.synthesis.shards import Shards, as_npy, encoded, shard_path, write_shard
 
@@ -137,23 +136,6 @@ def write_dataset(source: Source, folder: Path, layout: str, block_size: int,
         left_over.unlink(missing_ok=True)
     _write_sheet(source, folder)
     return _join(folder, blocks) if layout == 'csv' else len(Shards(folder))
-
-
-def process_of_torchrun() -> tuple[int, int]:
-    """
-    Which process this is and how many there are, as torchrun tells them; 0 and 1 by itself.
-
-    :raises ConfigError: if RANK and WORLD_SIZE are no such numbers
-    """
-    texts = os.environ.get('RANK', '0'), os.environ.get('WORLD_SIZE', '1')
-    try:
-        rank, processes = map(int, texts)
-    except ValueError:
-        rank, processes = -1, 0
-    if not 0 <= rank < processes:
-        raise ConfigError(f'RANK={texts[0]} and WORLD_SIZE={texts[1]} in the environment are not '
-                          'a process and a number of processes; unset them, or use torchrun')
-    return rank, processes
 
 
 def _drawn(source: Source, numbers: range, progress: tqdm) -> Iterator[tuple[int, LabelledImage]]:

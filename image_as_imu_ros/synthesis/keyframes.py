@@ -10,7 +10,6 @@ far ones by some `PARALLAX_PX`.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,6 +19,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.errors import DataFormatError
+from image_as_imu_ros.files import replacing
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.synthesis.blur import Labels, Shot, draw_sensor
 from image_as_imu_ros.synthesis.exposure import MAX_STEP_SAMPLES, flicker
@@ -51,14 +51,12 @@ class Keyframe:
 
     def save(self, path: Path) -> None:
         """Write an .npz; the path never holds half of one."""
-        partial = path.with_suffix('.partial')
-        with partial.open('wb') as file:
+        with replacing(path) as partial, partial.open('wb') as file:
             np.savez_compressed(
                 file, light=self.light.astype(np.float16),
                 inverse_depth=self.inverse_depth.astype(np.float16),
                 camera=[self.camera.fx_px, self.camera.fy_px, self.camera.cx_px,
                         self.camera.cy_px])
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: Path) -> Keyframe:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.errors import DataFormatError, InputError
+from image_as_imu_ros.files import replacing
 from image_as_imu_ros.image_decoding import decode_compressed
 from image_as_imu_ros.synthesis.labelled_image import LabelledImage
 from image_as_imu_ros.types import CameraIntrinsics
@@ -39,17 +39,13 @@ def write_shard(path: Path, images: Iterable[tuple[int, LabelledImage]]) -> None
 
     :param images: with their numbers in the dataset
     """
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        with tarfile.open(partial, 'w', format=tarfile.USTAR_FORMAT) as tar:
-            for number, image in images:
-                for suffix, content in members(image).items():
-                    entry = tarfile.TarInfo(f'{number:09d}.{suffix}')
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, \
+            tarfile.open(partial, 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for number, image in images:
+            for suffix, content in members(image).items():
+                entry = tarfile.TarInfo(f'{number:09d}.{suffix}')
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
 
 
 def members(image: LabelledImage) -> dict[str, bytes]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from image_as_imu_ros.errors import WeightsError
+from image_as_imu_ros.files import replacing
 from image_as_imu_ros.model.weights import load_strictly, read_tensors
 
 
@@ -29,9 +29,8 @@ def read_checkpoint(path: Path, architecture: str | None = None) -> dict:
 
 def write_checkpoint(path: Path, state: dict) -> None:
     """Write a training state so that the path never holds half of one."""
-    partial = path.with_suffix('.partial')
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def start_from(network: nn.Module, path: Path) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from image_as_imu_ros.batches import by_shape, in_batches
 from image_as_imu_ros.errors import DataFormatError, InputError, WeightsError
 from image_as_imu_ros.evaluation.sources import Recording
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord
 from image_as_imu_ros.evaluation.sync import in_range, interpolated
+from image_as_imu_ros.files import replacing, write_atomically
 from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.model.weights import load_weights
+from image_as_imu_ros.processes import Process
 from image_as_imu_ros.types import CameraIntrinsics
 
 SUMMARY = 'labels.json'
@@ -40,26 +43,49 @@ class DenseSample:
     intrinsics: CameraIntrinsics
 
 
-def write_pseudo_labels(recording: Recording, output: Path, weights: Path,
-                        device: str = 'cpu') -> int:
+def write_pseudo_labels(recordings: Mapping[Path, Recording], weights: Path, device: str = 'cpu',
+                        batch: int = 1, process: Process = Process()) -> None:
     """
-    Label a recording's images, those that are not labelled yet.
+    Label a process's share of recordings' images, those that are not labelled yet.
 
     Each label holds the working image, its intrinsics, flow and depth by the network, and the
     motion over the exposure by gyroscope and poses. Images without a known angular velocity or
     exposure are left out.
 
-    :param output: folder to write to, <stream>_<image>.npz
+    :param recordings: by the folder to write to, <stream>_<image>.npz
     :param weights: .safetensors file of the reference network
-    :returns: number of labels in the folder
-    :raises WeightsError: if the weights cannot be used, or differ from those of earlier labels
-    :raises DataFormatError: if the recording has nothing to label
+    :param batch: images that the network sees at once
+    :raises WeightsError: if the weights cannot be used
+    :raises DataFormatError: if a folder holds labels of another recording or other weights
     """
     loaded = load_weights(str(weights))
     if not isinstance(loaded.network, ReferenceNetwork):
         raise WeightsError(f'{weights} is for architecture "{loaded.architecture}"; pseudo labels '
                            f'need "{ReferenceNetwork.architecture}", which sees depth too')
     network = loaded.network.to(device)
+    for output, recording in recordings.items():
+        _claim(output, recording, weights)
+    total = sum(recording.frame_count for recording in recordings.values())
+    with tqdm(total=total, unit='image', disable=process.rank > 0) as progress:
+        for images in in_batches(_unlabelled(recordings, process, progress), batch):
+            for indices in by_shape([image.rgb for image in images]):
+                together = [images[index] for index in indices]
+                flow_px, depth_m = network.predict([image.rgb for image in together])
+                for image, *seen in zip(together, flow_px, depth_m):
+                    _write_label(image, *seen)
+
+
+class _Image(NamedTuple):
+    """An image to be labelled."""
+
+    path: Path
+    motion: np.ndarray
+    rgb: np.ndarray
+    intrinsics: CameraIntrinsics
+
+
+def _claim(output: Path, recording: Recording, weights: Path) -> None:
+    """Note what the labels of a folder are made of; raise DataFormatError if of another thing."""
     made_by = {'recording': recording.name, 'image_size': recording.image_size,
                'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
     summary = output / SUMMARY
@@ -67,21 +93,31 @@ def write_pseudo_labels(recording: Recording, output: Path, weights: Path,
         raise DataFormatError(f'{output} holds labels of another recording or other weights; '
                               'give another folder')
     output.mkdir(parents=True, exist_ok=True)
-    summary.write_text(json.dumps(made_by, indent=2))
-    with tqdm(total=recording.frame_count, unit='image') as progress:
-        for number, stream in enumerate(recording.streams):
+    write_atomically(summary, json.dumps(made_by, indent=2).encode())
+
+
+def _unlabelled(recordings: Mapping[Path, Recording], process: Process,
+                progress: tqdm) -> Iterator[_Image]:
+    """The images of a process that have no label yet, as the network shall see them."""
+    number = -1
+    for output, recording in recordings.items():
+        for camera, stream in enumerate(recording.streams):
             for index, (record, stored) in enumerate(zip(stream.records, stream.read())):
-                path = output / f'{number}_{index:06d}.npz'
-                motion = _motion(recording, record, stream.R_gyro_camera)
-                if motion is not None and not path.exists():
-                    try:
-                        label = _label(network, record, stored.decode(), device)
-                    except InputError as error:
-                        tqdm.write(f'image {index} left out: {error}')
-                    else:
-                        _write(path, motion=motion, **label)
+                number += 1
                 progress.update()
-    return len(label_files(output))
+                path = output / f'{camera}_{index:06d}.npz'
+                if number % process.count != process.rank or path.exists():
+                    continue
+                motion = _motion(recording, record, stream.R_gyro_camera)
+                if motion is None:
+                    continue
+                try:
+                    frame = record.with_image(stored.decode())
+                except InputError as error:
+                    tqdm.write(f'image {index} left out: {error}')
+                    continue
+                working = WorkingCamera(frame.intrinsics, WORKING_SIZE_PX)
+                yield _Image(path, motion, working.colour_image(frame.image), working.intrinsics)
 
 
 def _motion(recording: Recording, record: FrameRecord,
@@ -99,26 +135,12 @@ def _motion(recording: Recording, record: FrameRecord,
     return record.exposure_time_s * np.concatenate([angular_rad_s, linear_m_s])
 
 
-def _label(network: ReferenceNetwork, record: FrameRecord, image: np.ndarray,
-           device: str) -> dict[str, np.ndarray]:
-    frame = record.with_image(image)
-    camera = WorkingCamera(frame.intrinsics, WORKING_SIZE_PX)
-    rgb = camera.colour_image(frame.image)
-    with torch.inference_mode():
-        flow, depth = network(torch.from_numpy(rgb).movedim(-1, 0)[None].to(device))
-    seen = camera.intrinsics
-    return {'rgb': (rgb * 255.0 + 0.5).astype(np.uint8),
-            'flow_px': flow[0].cpu().numpy().astype(np.float16),
-            'depth_m': depth[0].cpu().numpy().astype(np.float16),
-            'camera_px': np.array([seen.fx_px, seen.fy_px, seen.cx_px, seen.cy_px])}
-
-
-def _write(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays so that the path never holds half of them."""
-    partial = path.with_suffix('.partial')
-    with partial.open('wb') as file:
-        np.savez(file, **arrays)
-    os.replace(partial, path)
+def _write_label(image: _Image, flow_px: np.ndarray, depth_m: np.ndarray) -> None:
+    seen = image.intrinsics
+    with replacing(image.path) as partial, partial.open('wb') as file:
+        np.savez(file, motion=image.motion, rgb=(image.rgb * 255.0 + 0.5).astype(np.uint8),
+                 flow_px=flow_px.astype(np.float16), depth_m=depth_m.astype(np.float16),
+                 camera_px=np.array([seen.fx_px, seen.fy_px, seen.cx_px, seen.cy_px]))
 
 
 def label_files(folder: Path) -> list[Path]:
