@@ -90,6 +90,11 @@ class BlurMeasurement:
     """As of the observation."""
 
     @property
+    def elapsed_ms(self) -> float:
+        """Time that it took, the observation included, as of that."""
+        return sum(self.timing_ms.values())
+
+    @property
     def informative(self) -> bool:
         """Whether the blur tells the motion at all."""
         return self.solution is not None and self.solution.information >= MIN_INFORMATION
@@ -239,7 +244,7 @@ class VisualGyroscope:
 
         :raises InputError: if the exposure is unknown
         """
-        return self.conclude_all([observation])[0]
+        return self.concluded(self.solve(observation))
 
     def conclude_all(self, observations: Sequence[BlurObservation]) -> list[MotionEstimate]:
         """
@@ -247,12 +252,19 @@ class VisualGyroscope:
 
         :raises InputError: if an exposure is unknown
         """
-        if any(observation.frame.exposure_time_s is None for observation in observations):
+        return list(map(self.concluded, self.solve_all(observations)))
+
+    def concluded(self, measurement: BlurMeasurement) -> MotionEstimate:
+        """
+        Tell the motion from a frame that was solved, as `estimate`.
+
+        :raises InputError: if the exposure is unknown
+        """
+        if measurement.frame.exposure_time_s is None:
             raise InputError('exposure time is unknown; one image needs it to tell a velocity')
-        return [self.to_estimate(
-            measurement if measurement.solution is None
-            else replace(measurement, solution=measurement.solution.averaged()))
-            for measurement in self.solve_all(observations)]
+        if measurement.solution is not None:
+            measurement = replace(measurement, solution=measurement.solution.averaged())
+        return self.to_estimate(measurement)
 
     def to_estimate(self, measurement: BlurMeasurement) -> MotionEstimate:
         """Turn a measurement of known exposure into velocities, unsigned."""
