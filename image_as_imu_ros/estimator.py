@@ -90,6 +90,11 @@ class BlurMeasurement:
     """As of the observation."""
 
     @property
+    def elapsed_ms(self) -> float:
+        """Time that it took, the observation included, as of that."""
+        return sum(self.timing_ms.values())
+
+    @property
     def informative(self) -> bool:
         """Whether the blur tells the motion at all."""
         return self.solution is not None and self.solution.information >= MIN_INFORMATION
@@ -182,13 +187,33 @@ class VisualGyroscope:
 
         :param start: motion (6,), (w T, v T / Z), to search from besides its own starts
         """
-        solution, timing = None, observation.timing_ms
-        if observation.output is not None:
+        return self.solve_all([observation], [start])[0]
+
+    def solve_all(self, observations: Sequence[BlurObservation],
+                  starts: Sequence[np.ndarray | None] | None = None) -> list[BlurMeasurement]:
+        """
+        Find the motions over the exposures of frames, on a GPU of those of one size at once.
+
+        :param starts: for each as for `solve`
+        :returns: in the order of the observations; the time of the solver is an equal share
+        """
+        measurements = [
+            BlurMeasurement(each.frame, each.working_image, each.intrinsics, None, each.timing_ms,
+                            each.depth_m) for each in observations]
+        visible = [index for index, each in enumerate(observations) if each.output is not None]
+        for group in by_shape([observations[index].matrix for index in visible]):
             begin = time.perf_counter()
-            solution = self._architecture.solve(observation.output, observation.matrix, start)
-            timing = {**timing, 'solve': 1e3 * (time.perf_counter() - begin)}
-        return BlurMeasurement(observation.frame, observation.working_image,
-                               observation.intrinsics, solution, timing, observation.depth_m)
+            indices = [visible[place] for place in group]
+            seen = [observations[index] for index in indices]
+            solutions = self._architecture.solve_all(
+                [each.output for each in seen], [each.matrix for each in seen],
+                [None if starts is None else starts[index] for index in indices])
+            share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
+            for index, solution in zip(indices, solutions):
+                timing = {**measurements[index].timing_ms, 'solve': share_ms}
+                measurements[index] = replace(measurements[index], solution=solution,
+                                              timing_ms=timing)
+        return measurements
 
     def solve_rows(self, observation: BlurObservation, rows: slice,
                    starts: np.ndarray) -> list[BlurSolution]:
@@ -219,9 +244,24 @@ class VisualGyroscope:
 
         :raises InputError: if the exposure is unknown
         """
-        if observation.frame.exposure_time_s is None:
+        return self.concluded(self.solve(observation))
+
+    def conclude_all(self, observations: Sequence[BlurObservation]) -> list[MotionEstimate]:
+        """
+        Tell the motions from frames that were observed, each by itself, as `conclude`.
+
+        :raises InputError: if an exposure is unknown
+        """
+        return list(map(self.concluded, self.solve_all(observations)))
+
+    def concluded(self, measurement: BlurMeasurement) -> MotionEstimate:
+        """
+        Tell the motion from a frame that was solved, as `estimate`.
+
+        :raises InputError: if the exposure is unknown
+        """
+        if measurement.frame.exposure_time_s is None:
             raise InputError('exposure time is unknown; one image needs it to tell a velocity')
-        measurement = self.solve(observation)
         if measurement.solution is not None:
             measurement = replace(measurement, solution=measurement.solution.averaged())
         return self.to_estimate(measurement)

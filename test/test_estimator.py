@@ -78,6 +78,27 @@ def test_mirrored_image_gives_the_mirrored_motion(gyroscope, blurred_frames, est
     assert found @ expected > 0.9 * np.linalg.norm(found) * np.linalg.norm(expected)
 
 
+def test_frames_solved_together_give_what_each_gives(gyroscope, blurred_frames):
+    first, second = blurred_frames[:2]
+    small = Frame(cv2.resize(first.image, (160, 120)), first.stamp_ns,
+                  first.intrinsics.resized(160, 120), first.exposure_time_s)
+    blank = dataclasses.replace(first, image=np.zeros_like(first.image))
+    observations = [gyroscope.observe(frame) for frame in (first, small, blank, second)]
+    starts = [None, None, None, np.full(6, 0.01)]
+    for observation, start, together in zip(observations, starts,
+                                            gyroscope.solve_all(observations, starts)):
+        alone = gyroscope.solve(observation, start)
+        assert together.frame is observation.frame
+        assert set(together.timing_ms) == set(alone.timing_ms)
+        if observation.frame is blank:
+            assert together.solution is None
+        else:
+            np.testing.assert_array_equal(together.solution.motion, alone.solution.motion)
+    for estimate, observation in zip(gyroscope.conclude_all(observations), observations):
+        np.testing.assert_array_equal(estimate.angular_velocity_rad_s,
+                                      gyroscope.conclude(observation).angular_velocity_rad_s)
+
+
 def test_unknown_exposure_is_refused(gyroscope, blurred_frames):
     with pytest.raises(InputError, match='exposure time is unknown'):
         gyroscope.estimate(dataclasses.replace(blurred_frames[0], exposure_time_s=None))

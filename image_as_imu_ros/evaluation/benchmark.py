@@ -145,14 +145,16 @@ def _batch_times(gyroscope: VisualGyroscope, stream: StreamEstimator | None, fra
     decoded, cpu_s = time.perf_counter(), time.process_time()
     observations = gyroscope.observe_all(frames)
     times = {'decode': [1e3 * (decoded - begin) / len(frames)]}
-    for observation in observations:
+    for together in [observations] if stream is None else [[each] for each in observations]:
         begin = time.perf_counter()
-        estimate = gyroscope.conclude(observation) if stream is None else stream.join(observation)
-        rest_ms = 1e3 * (time.perf_counter() - begin)
-        known_ms = sum(estimate.timing_ms.get(stage, 0.0) for stage in ('solve', 'align'))
-        for stage, duration_ms in {**estimate.timing_ms, 'fuse': max(rest_ms - known_ms, 0.0),
-                                   'whole': observation.elapsed_ms + rest_ms}.items():
-            times.setdefault(stage, []).append(duration_ms)
+        estimates = gyroscope.conclude_all(together) if stream is None \
+            else list(map(stream.join, together))
+        rest_ms = 1e3 * (time.perf_counter() - begin) / len(together)
+        for observation, estimate in zip(together, estimates):
+            known_ms = sum(estimate.timing_ms.get(stage, 0.0) for stage in ('solve', 'align'))
+            for stage, duration_ms in {**estimate.timing_ms, 'fuse': max(rest_ms - known_ms, 0.0),
+                                       'whole': observation.elapsed_ms + rest_ms}.items():
+                times.setdefault(stage, []).append(duration_ms)
     return times, time.process_time() - cpu_s
 
 

@@ -25,7 +25,12 @@ from image_as_imu_ros.processes import Process
 from image_as_imu_ros.types import MotionEstimate
 
 if TYPE_CHECKING:
-    from image_as_imu_ros.estimator import BlurObservation, PreparedImage, VisualGyroscope
+    from image_as_imu_ros.estimator import (
+        BlurMeasurement,
+        BlurObservation,
+        PreparedImage,
+        VisualGyroscope,
+    )
 
 MODES = ('single', 'stream')
 
@@ -173,8 +178,9 @@ def estimate_shares(recordings: Sequence[Recording], shares: Sequence[Share],
         images = chain.from_iterable(runs[index].images(index) for index in range(len(runs)))
         for together in in_batches(images, batch):
             observations = gyroscope.observe_prepared([image.prepared for image in together])
-            for image, observation in zip(together, observations):
-                runs[image.recording].take(image.stream, observation, mode)
+            seen = gyroscope.solve_all(observations) if mode == 'single' else observations
+            for image, each in zip(together, seen):
+                runs[image.recording].take(image.stream, each, mode)
             while next(iter(runs)) < together[-1].recording:  # that one may have more images
                 yield runs.pop(next(iter(runs))).result()
         while runs:
@@ -218,18 +224,18 @@ class _Run:
         except ImageAsImuError as error:
             self._failure = error
 
-    def take(self, stream: int, observation: BlurObservation, mode: str) -> None:
-        """Estimate the motion of the next frame, which the network has seen."""
+    def take(self, stream: int, seen: BlurObservation | BlurMeasurement, mode: str) -> None:
+        """Estimate the motion of the next frame: solved, by itself, or observed, in its stream."""
         begin = time.perf_counter()
         try:
-            estimates = [self._gyroscope.conclude(observation)] if mode == 'single' \
-                else self._streams[stream].join(observation)
+            estimates = [self._gyroscope.concluded(seen)] if mode == 'single' \
+                else self._streams[stream].join(seen)
         except InputError as error:
             self._skip(error)
         except ImageAsImuError as error:
             self._failure = error
         else:
-            self._times_ms.append(observation.elapsed_ms + 1e3 * (time.perf_counter() - begin))
+            self._times_ms.append(seen.elapsed_ms + 1e3 * (time.perf_counter() - begin))
             self._keep(stream, estimates)
             self._bar.update()
 

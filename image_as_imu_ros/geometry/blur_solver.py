@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -49,6 +50,10 @@ SCAN_DIRECTIONS = 12
 SCAN_ROLLS = (-1.5, 0.0, 1.5)
 """Rolls beside the pans of the scan, relative to them."""
 SCAN_STARTS = 4
+LIFTED_LENGTHS = (1.0, 0.6, 1.6)
+"""Times the rotation that fits the mean squares, where to start from as well."""
+INLIER_NATS = 3.0
+"""A cell agrees with a motion that is so little less likely than its own choice."""
 INFORMATION_NATS = 10.0
 """A solution this much likelier than motions at random has 63 % of all information."""
 COARSE_ITERATIONS = 7
@@ -72,6 +77,9 @@ RADII_PX = np.hypot(*BIN_DISPLACEMENTS_PX[1::DIRECTIONS].T)
 DIRECTION_VECTORS = BIN_DISPLACEMENTS_PX[1:1 + DIRECTIONS] / RADII_PX[0]
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 """Entries of a symmetric matrix, (3, 3)."""
+
+
+Array = TypeVar('Array', np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -267,9 +275,14 @@ class BlurObjective:
         return best, value
 
 
-def translation_spread(motions: np.ndarray, focal_px: float) -> np.ndarray:
-    """Prior variance of v T / Z, (K,): hands turn about the wrist, so it grows with |w T|."""
-    return TRANSLATION_PRIOR ** 2 * (motions[:, :3] ** 2).sum(axis=1) \
+def translation_spread(motions: Array, focal_px: float | Array) -> Array:
+    """
+    Prior variance of v T / Z: hands turn about the wrist, so it grows with |w T|.
+
+    :param motions: (..., 6), of numpy or of torch
+    :returns: (...)
+    """
+    return TRANSLATION_PRIOR ** 2 * (motions[..., :3] ** 2).sum(axis=-1) \
         + (TRANSLATION_PRIOR_FLOOR_PX / focal_px) ** 2
 
 
@@ -316,7 +329,7 @@ class Survey:
 
     def __init__(self, turn_matrix: np.ndarray) -> None:
         focal_px = float(np.abs(turn_matrix[:, 0, 1]).mean())
-        self.scan = _scan(focal_px)
+        self.scan = scan_motions(focal_px)
         flow_px = np.einsum('nij,kj->kni', turn_matrix, self.scan[:, :3])
         bins, weights = interpolation(torch.from_numpy(flow_px))
         columns = bins + BINS * torch.arange(len(turn_matrix))[:, None]
@@ -457,7 +470,7 @@ def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMomen
     :returns: solutions without their information and posterior, and their log-likelihoods, (K,)
     """
     values = objective.cell_values(motions)
-    inliers = values > objective.log_probability.max(axis=1) - 3.0
+    inliers = values > objective.log_probability.max(axis=1) - INLIER_NATS
     u, v = motions.astype(np.float32) @ objective.columns
     extents_px = np.median(np.sqrt(u * u + v * v), axis=1)
     covariances = spread_covariances(moments, matrix, motions, extents_px, objective.focal_px,
@@ -520,7 +533,7 @@ def _distinct(motions: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _scan(focal_px: float) -> np.ndarray:
+def scan_motions(focal_px: float) -> np.ndarray:
     """Pans of all directions and lengths, with and without roll, (K, 6)."""
     length, angle, roll = np.meshgrid(
         np.array(SCAN_LENGTHS_PX) / focal_px, np.arange(SCAN_DIRECTIONS) * np.pi / SCAN_DIRECTIONS,
@@ -532,7 +545,7 @@ def _scan(focal_px: float) -> np.ndarray:
 def _starts(lifted: np.ndarray, focal_px: float) -> np.ndarray:
     """Further motions (K, 6) to start from: fitted to the mean squares, and almost none."""
     starts = np.zeros((4, 6))
-    starts[:3, :3] = np.array([[1.0], [0.6], [1.6]]) * lifted
+    starts[:3, :3] = np.array(LIFTED_LENGTHS)[:, None] * lifted
     starts[3, :3] = 1.0 / focal_px
     return starts
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.blur_solver import (
@@ -24,6 +25,8 @@ from image_as_imu_ros.geometry.blur_solver import (
 )
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
 from image_as_imu_ros.geometry.motion_field import pixel_grid
+from image_as_imu_ros.model.device_features import FeatureTables
+from image_as_imu_ros.model.device_solver import DeviceSolver, to_solutions
 from image_as_imu_ros.model.length_critic import hill_features
 from image_as_imu_ros.model.network import (
     STRIDE_PX,
@@ -32,7 +35,7 @@ from image_as_imu_ros.model.network import (
     DisplacementNetwork,
 )
 from image_as_imu_ros.model.reference import ReferenceNetwork
-from image_as_imu_ros.model.runtimes import make_runtime
+from image_as_imu_ros.model.runtimes import Compiled, make_runtime
 from image_as_imu_ros.model.timm_network import PREFIX, TimmNetwork
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -69,6 +72,10 @@ class Architecture(Protocol):
     def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the output tells; `start` (6,) is a further starting point."""
 
+    def solve_all(self, outputs: Sequence[Any], matrices: Sequence[np.ndarray],
+                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
+        """Find the motions that outputs of images of one size tell, as `solve`."""
+
     def solve_rows(self, output: Any, matrix: np.ndarray, rows: slice,
                    starts: np.ndarray) -> list[BlurSolution]:
         """Find motions that a band of rows tells, px, near starts (K, 6)."""
@@ -79,14 +86,41 @@ ROLL_READ = 0.93
 TO_MOTION = np.array([1.0, 1.0, 1.0 / ROLL_READ, 1.0, 1.0, 1.0])
 
 
+Observed = tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]
+"""An image, and the log-probabilities of its cells."""
+
+
+def uploaded(arrays: Sequence[np.ndarray], dtype: torch.dtype, device: str) -> Tensor:
+    """Arrays of one shape, stacked on a device; from pinned memory, so that nothing waits."""
+    stacked = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype,
+                          pin_memory=device != 'cpu')
+    np.stack(arrays, out=stacked.numpy())
+    return stacked.to(device, non_blocking=True)
+
+
 class Distributions:
-    """Distributions of displacements per cell of a gray image, and maximum a posteriori."""
+    """
+    Distributions of displacements per cell of a gray image, and maximum a posteriori.
+
+    :param on_device: whether images and distributions stay where the network is and are solved
+        there, many at once; unless told on GPUs, as the solver for single images is quicker on
+        a CPU
+    """
 
     colour = False
     tells_depth = False
 
-    def __init__(self, network: DisplacementNetwork, device: str, runtime: str = 'auto') -> None:
-        self._critic = copy.deepcopy(network.critic).to('cpu').traced()
+    def __init__(self, network: DisplacementNetwork, device: str, runtime: str = 'auto',
+                 on_device: bool | None = None) -> None:
+        self._device = device
+        self._on_device = device != 'cpu' if on_device is None else on_device
+        critic = copy.deepcopy(network.critic)
+        if self._on_device:
+            solver = DeviceSolver(critic).to(device)
+            self._solver = Compiled(solver, device) if runtime == 'compile' else solver
+            self._tables = lru_cache(maxsize=8)(FeatureTables.of)
+        else:
+            self._critic = critic.to('cpu').traced()
         self._distributions = make_runtime(runtime, network, device)
 
     @staticmethod
@@ -94,14 +128,48 @@ class Distributions:
         """Centres of the cells, (h / 8, w / 8, 2)."""
         return pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX)
 
-    def observe(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each image, and log-probabilities of its cells' displacements, (h / 8, w / 8, BINS)."""
-        log_probability = self._distributions(torch.from_numpy(np.stack(images))[:, None])
-        return list(zip(images, log_probability.numpy()))
+    def observe(self, images: Sequence[np.ndarray]) -> list[Observed]:
+        """
+        Run the network.
 
-    def solve(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
+        :returns: each image, and log-probabilities of its cells' displacements,
+            (h / 8, w / 8, BINS); tensors of the device if that solves them
+        """
+        gray = uploaded(images, torch.float32, self._device)
+        log_probability = self._distributions(gray[:, None])
+        if self._on_device:
+            return list(zip(gray, log_probability))
+        return list(zip(images, log_probability.cpu().numpy()))
+
+    def solve(self, output: Observed, matrix: np.ndarray,
               start: np.ndarray | None) -> BlurSolution:
         """Find the motion that the distributions agree on and that the critic believes."""
+        return self.solve_all([output], [matrix], [start])[0]
+
+    def solve_all(self, outputs: Sequence[Observed], matrices: Sequence[np.ndarray],
+                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
+        """Find the motions of images of one size, on the device with one transfer of them all."""
+        reads = [None if start is None else start / TO_MOTION for start in starts]
+        if self._on_device:
+            return self._solved_on_device(outputs, matrices, reads)
+        return [solution.scaled(TO_MOTION)
+                for solution in map(self._solved, outputs, matrices, reads)]
+
+    def _solved_on_device(self, outputs: Sequence[tuple[Tensor, Tensor]],
+                          matrices: Sequence[np.ndarray],
+                          starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
+        one_camera = all(matrix is matrices[0] for matrix in matrices)
+        field = uploaded(matrices[:1] if one_camera else matrices, torch.float32, self._device)
+        start = uploaded([np.full(6, np.nan) if start is None else start for start in starts],
+                         torch.float64, self._device)
+        with torch.no_grad():
+            images, votes = (torch.stack(tensors) for tensors in zip(*outputs))
+            tables = self._tables(*images.shape[1:], *votes.shape[1:3], self._device)
+            found = self._solver(images, votes, field, start, tables).cpu().numpy()
+        return to_solutions(found, TO_MOTION)
+
+    def _solved(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
+                start: np.ndarray | None) -> BlurSolution:
         image, log_probability = output
 
         def judge(hills: Hills) -> np.ndarray:
@@ -110,18 +178,17 @@ class Distributions:
                 logits = self._critic(features[None])[0]
                 return logits.flatten().log_softmax(dim=0).view_as(logits).numpy()
 
-        read = None if start is None else start / TO_MOTION
-        return solve_blur(log_probability, matrix, read, judge).scaled(TO_MOTION)
+        return solve_blur(log_probability, matrix, start, judge)
 
-    def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
+    def solve_rows(self, output: Observed, matrix: np.ndarray, rows: slice,
                    starts: np.ndarray) -> list[BlurSolution]:
         """Find where the cells of a band agree, uphill from starts."""
         centres_px = (np.arange(len(matrix)) + 0.5) * STRIDE_PX
         inside = (centres_px >= rows.start) & (centres_px < rows.stop)
         if not inside.any():
             inside[np.abs(centres_px - 0.5 * (rows.start + rows.stop)).argmin()] = True
-        found = solve_near(output[1][inside], matrix[inside], starts / TO_MOTION,
-                           float(inside.mean()))
+        votes = torch.as_tensor(output[1])[np.flatnonzero(inside)].cpu().numpy()
+        found = solve_near(votes, matrix[inside], starts / TO_MOTION, float(inside.mean()))
         return [solution.scaled(TO_MOTION) for solution in found]
 
 
@@ -153,6 +220,12 @@ class Reference:
               start: np.ndarray | None) -> BlurSolution:
         """Fit the motion field to the flow; linear, so that no start is needed."""
         return solve_flow(*output, matrix)
+
+    def solve_all(self, outputs: Sequence[tuple[np.ndarray, np.ndarray]],
+                  matrices: Sequence[np.ndarray],
+                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
+        """Fit the motion fields to the flows, one after the other."""
+        return list(map(self.solve, outputs, matrices, starts))
 
     def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
                    starts: np.ndarray) -> list[BlurSolution]:

@@ -25,6 +25,15 @@ CHANNELS = STEERED + 4
 """Steered correlations; the cells' log-probability at that ratio; median and greatest length of
 the blur; and how much lower the hill is than the highest."""
 NOISE_ENERGY = 3e-6
+SMOOTHING_SHARE = 0.1
+"""Of the blur's length, by which derivatives are smoothed."""
+SMOOTHING_PX = (0.6, 2.5)
+"""Least and most of that."""
+NEARBY_SHARE = 0.25
+"""Of the blur's length: radius of what is nearby, px of half the image."""
+MIN_NEARBY_PX = 2
+LEAST_PROFILE = -30.0
+"""Far worse than the best is just that, nats."""
 SAME_SCALE = 1.2
 """Blurs whose lengths differ by less share their derivatives."""
 
@@ -39,7 +48,8 @@ class SteeredDerivatives:
 
     def __init__(self, image: np.ndarray, typical_px: float) -> None:
         self.typical_px = typical_px
-        smooth = cv2.GaussianBlur(image, (0, 0), min(max(typical_px / 10, 0.6), 2.5))
+        smooth = cv2.GaussianBlur(image, (0, 0), float(np.clip(SMOOTHING_SHARE * typical_px,
+                                                        *SMOOTHING_PX)))
 
         def slope(of: np.ndarray, dx: int, dy: int) -> np.ndarray:
             return cv2.Sobel(of, cv2.CV_32F, dx, dy, ksize=3, scale=0.125)
@@ -49,7 +59,7 @@ class SteeredDerivatives:
         self._derivatives = cv2.merge([gx, gy, gxy, 0.5 * (gyy - gxx)])
         # a coarse map does, as it is smooth
         half = (image.shape[1] // 2, image.shape[0] // 2)
-        window = (2 * int(max(2.0, typical_px / 4)) + 1,) * 2
+        window = (2 * int(max(MIN_NEARBY_PX, NEARBY_SHARE * typical_px)) + 1,) * 2
         self._nearby = [cv2.blur(cv2.resize(energy, half, interpolation=cv2.INTER_AREA), window)
                         for energy in
                         (gx * gx + gy * gy, gxx * gxx + 2 * gxy * gxy + gyy * gyy)]
@@ -89,7 +99,7 @@ class SteeredDerivatives:
         power = (a * a + b * b) * (0.5 * seen[..., None])
 
         # sums over the points, plain and relative to the energy nearby
-        column, row = np.rint(centres_px.T / 2 - 0.25).astype(int)
+        column, row = nearest_of_half(centres_px.T)
         gradient, curvature = (1 / (nearby[row, column] + np.float32(NOISE_ENERGY))
                                for nearby in self._nearby)
         shares = np.zeros((len(length), 4, 6), np.float32)
@@ -152,11 +162,21 @@ class LengthCritic(nn.Module):
 
 
 @lru_cache(maxsize=8)
-def _chessboard(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def chessboard(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Every other cell, (N, 2) column and row, and its index; the others tell little more."""
     row, column = np.indices((rows, columns))
     looked_at = np.flatnonzero((row + column) % 2 == 0)
     return np.stack([looked_at % columns, looked_at // columns], axis=-1), looked_at
+
+
+def cell_centres(cells: np.ndarray, side_px: float) -> np.ndarray:
+    """Centres of cells of a grid, of columns or rows or both, px."""
+    return (cells + 0.5) * side_px - 0.5
+
+
+def nearest_of_half(places_px: np.ndarray) -> np.ndarray:
+    """Pixels of an image at half its size that are nearest to places in the whole one."""
+    return np.rint(places_px / 2 - 0.25).astype(int)
 
 
 def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills) -> np.ndarray:
@@ -167,15 +187,14 @@ def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills) -> np.nda
     :param matrix: (h, w, 2, 6), motion field matrix at the cells' centres, px
     :returns: (K, CHANNELS, len(LENGTH_RATIOS)) float32
     """
-    cells, looked_at = _chessboard(*matrix.shape[:2])
-    centres_px = (cells + 0.5) * (image.shape[0] / len(matrix)) - 0.5
+    cells, looked_at = chessboard(*matrix.shape[:2])
+    centres_px = cell_centres(cells, image.shape[0] / len(matrix))
     flows_px = (hills.motions @ matrix.reshape(-1, 6).T).reshape(len(hills.motions), -1, 2)
     flows_px = flows_px[:, looked_at]
     lengths_px = np.linalg.norm(flows_px, axis=-1)
     medians_px = np.median(lengths_px, axis=1) + 1e-6  # a hill may be exactly at rest
     features = np.empty((len(flows_px), CHANNELS, len(LENGTH_RATIOS)), np.float32)
-    # far worse than the best is just that
-    features[:, STEERED] = np.maximum(hills.profiles - hills.profiles.max(), -30.0)
+    features[:, STEERED] = np.maximum(hills.profiles - hills.profiles.max(), LEAST_PROFILE)
     features[:, STEERED + 1:] = np.stack([
         np.log1p(medians_px), np.log1p(lengths_px.max(axis=1)),
         hills.heights - hills.heights.max()], axis=-1)[..., None]

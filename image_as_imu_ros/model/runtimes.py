@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.geometry.displacement_bins import BINS
 from image_as_imu_ros.model.network import (
+    STRIDE_PX,
     CellDistributions,
     CompactNetwork,
     DisplacementNetwork,
@@ -45,8 +47,8 @@ class Runtime(Protocol):
         """
         Compute distributions of images.
 
-        :param gray: (B, 1, H, W) float32 on the CPU, as of `CellDistributions`
-        :returns: log-probabilities, (B, H / 8, W / 8, BINS) float32 on the CPU
+        :param gray: (B, 1, H, W) float32 on any device, as of `CellDistributions`
+        :returns: log-probabilities, (B, H / 8, W / 8, BINS) float32 on the device of the runtime
         """
 
 
@@ -84,23 +86,42 @@ class TorchRuntime:
     def __call__(self, gray: Tensor) -> Tensor:
         """Compute distributions, as of `Runtime`."""
         with torch.inference_mode():
-            return self._distributions(gray.to(self._device)).cpu()
+            return self._distributions(gray.to(self._device))
+
+
+class Compiled:
+    """
+    A function under torch's compiler, which takes each shape as it comes; on a GPU a CUDA graph.
+
+    It works in a thread of its own, as CUDA graphs belong to the thread that made them.
+
+    :param function: of tensors, which returns one
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: str) -> None:
+        self._function = torch.compile(
+            function, mode='reduce-overhead' if device == 'cuda' else 'default')
+        self._thread = ThreadPoolExecutor(1, 'compiled')
+
+    def __call__(self, *tensors: Any) -> Tensor:
+        """Call the function."""
+        return self._thread.submit(self._run, tensors).result()
+
+    def _run(self, tensors: tuple[Any, ...]) -> Tensor:
+        with torch.no_grad():
+            return self._function(*tensors).clone()  # the next run of a graph overwrites it
 
 
 class CompiledRuntime:
     """
-    Torch's compiler, on a GPU with CUDA graphs; each size of image is compiled when it comes.
-
-    It works in a thread of its own, as CUDA graphs belong to the thread that made them.
+    Torch's compiler.
 
     :raises ConfigError: if it cannot compile here
     """
 
     def __init__(self, distributions: CellDistributions, device: str) -> None:
         self._device = device
-        self._compiled = torch.compile(
-            distributions, mode='reduce-overhead' if device == 'cuda' else 'default')
-        self._thread = ThreadPoolExecutor(1, 'compiled network')
+        self._distributions = Compiled(distributions, device)
         try:
             self(example_images())
         except Exception as error:  # torch's compilers raise many kinds
@@ -110,11 +131,7 @@ class CompiledRuntime:
 
     def __call__(self, gray: Tensor) -> Tensor:
         """Compute distributions, as of `Runtime`."""
-        return self._thread.submit(self._run, gray).result()
-
-    def _run(self, gray: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._compiled(gray.to(self._device)).cpu()
+        return self._distributions(gray.to(self._device))
 
 
 class OnnxRuntime:
@@ -162,10 +179,14 @@ class OnnxRuntime:
         for name, tensor in features.items():
             binding.bind_input(name, 'cuda', 0, np.float32, tuple(tensor.shape),
                                tensor.data_ptr())
-        binding.bind_output(OUTPUT, 'cpu')
+        height, width = gray.shape[2:]
+        found = torch.empty(len(gray), height // STRIDE_PX, width // STRIDE_PX, BINS,
+                            device=self._device)
+        binding.bind_output(OUTPUT, 'cuda', 0, np.float32, tuple(found.shape), found.data_ptr())
         torch.cuda.current_stream().synchronize()  # the session works in a stream of its own
         self._session.run_with_iobinding(binding)
-        return torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+        binding.synchronize_outputs()
+        return found
 
 
 def front_ends(network: DisplacementNetwork,
