@@ -26,7 +26,7 @@ MOVED = np.r_[0:3, 21:24]
 TWIST = np.r_[RATE, 18:21]
 """The rate and the velocity now."""
 NOTHING = np.zeros((6, 6))
-DISTANCE_SHARE = 1.25
+DISTANCE_SHARE = 1.65
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 PRIOR_MEASURED, MEMORY_MEASURED = 15, 60
 """Motions that the first idea of the distance counts as, and that are remembered."""
