@@ -22,9 +22,10 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def by_shape(images: Sequence[np.ndarray]) -> list[list[int]]:
-    """Indices of the images of each shape, which a network can see at once."""
+def by_shape(arrays: Sequence[np.ndarray | None]) -> list[list[int]]:
+    """Indices of the arrays of each shape, which can be computed at once; None is left out."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(index)
+    for index, array in enumerate(arrays):
+        if array is not None:
+            groups.setdefault(array.shape, []).append(index)
     return list(groups.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,16 +168,12 @@ class VisualGyroscope:
     def observe_prepared(self, images: Sequence[PreparedImage]) -> list[BlurObservation]:
         """Run the network on prepared images, else as `observe_all`."""
         observations = [image.observation for image in images]
-        visible = [index for index, image in enumerate(images) if image.seen is not None]
-        for group in by_shape([images[index].seen for index in visible]):
-            begin = time.perf_counter()
-            indices = [visible[place] for place in group]
-            outputs = self._architecture.observe([images[index].seen for index in indices])
-            share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
-            for index, output in zip(indices, outputs):
-                timing = {**observations[index].timing_ms, 'network': share_ms}
-                observations[index] = replace(observations[index], output=output,
-                                              timing_ms=timing)
+        for index, output, share_ms in _together(
+                [image.seen for image in images],
+                lambda indices: self._architecture.observe(
+                    [images[index].seen for index in indices])):
+            timing = {**observations[index].timing_ms, 'network': share_ms}
+            observations[index] = replace(observations[index], output=output, timing_ms=timing)
         return observations
 
     def solve(self, observation: BlurObservation,
@@ -200,19 +196,15 @@ class VisualGyroscope:
         measurements = [
             BlurMeasurement(each.frame, each.working_image, each.intrinsics, None, each.timing_ms,
                             each.depth_m) for each in observations]
-        visible = [index for index, each in enumerate(observations) if each.output is not None]
-        for group in by_shape([observations[index].matrix for index in visible]):
-            begin = time.perf_counter()
-            indices = [visible[place] for place in group]
-            seen = [observations[index] for index in indices]
-            solutions = self._architecture.solve_all(
-                [each.output for each in seen], [each.matrix for each in seen],
-                [None if starts is None else starts[index] for index in indices])
-            share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
-            for index, solution in zip(indices, solutions):
-                timing = {**measurements[index].timing_ms, 'solve': share_ms}
-                measurements[index] = replace(measurements[index], solution=solution,
-                                              timing_ms=timing)
+        for index, solution, share_ms in _together(
+                [None if each.output is None else each.matrix for each in observations],
+                lambda indices: self._architecture.solve_all(
+                    [observations[index].output for index in indices],
+                    [observations[index].matrix for index in indices],
+                    [None if starts is None else starts[index] for index in indices])):
+            timing = {**measurements[index].timing_ms, 'solve': share_ms}
+            measurements[index] = replace(measurements[index], solution=solution,
+                                          timing_ms=timing)
         return measurements
 
     def solve_rows(self, observation: BlurObservation, rows: slice,
@@ -315,6 +307,22 @@ class VisualGyroscope:
                 self._cameras.clear()
             self._cameras[intrinsics] = (camera, points, matrix)
         return self._cameras[intrinsics]
+
+
+def _together(arrays: Sequence[np.ndarray | None],
+              compute: Callable[[list[int]], Sequence[Any]]) -> Iterator[tuple[int, Any, float]]:
+    """
+    Compute something for all arrays of one shape at once, and nothing for None.
+
+    :param compute: gives a result for each of the indices it is given
+    :returns: index, result, and an even share of the time, ms
+    """
+    for indices in by_shape(arrays):
+        begin = time.perf_counter()
+        results = compute(indices)
+        share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)
+        for index, result in zip(indices, results):
+            yield index, result, share_ms
 
 
 def with_depth(matrix: np.ndarray, depth_m: np.ndarray) -> tuple[float | None, np.ndarray]:

@@ -96,10 +96,10 @@ class DeviceObjective:
         turn, translation = motions.split(3, dim=-1)
         length = translation.square().sum(dim=-1, keepdim=True)
         spread = translation_spread(motions, self.focal_px)[..., None]
-        angle = turn.square().sum(dim=-1, keepdim=True).sqrt() + 1e-9
+        turn_rad = turn.square().sum(dim=-1, keepdim=True).sqrt() + 1e-9
         focal = self.focal_px[..., None] / RADIUS_SCALE_PX
-        scaled = 1.0 + angle * focal
-        pull = LENGTH_PRIOR * focal / (scaled * angle)
+        scaled = 1.0 + turn_rad * focal
+        pull = LENGTH_PRIOR * focal / (scaled * turn_rad)
         gradient = gradient + torch.cat([
             (length * (TRANSLATION_PRIOR / spread) ** 2 - pull) * turn, -translation / spread],
             dim=-1)

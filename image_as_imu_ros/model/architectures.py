@@ -82,7 +82,7 @@ class Architecture(Protocol):
 
 
 ROLL_READ = 0.93
-"""A roll as networks trained on crops read it, relative to pans; on simulated rooms."""
+"""A roll as the network reads it, relative to pans; on simulated rooms."""
 TO_MOTION = np.array([1.0, 1.0, 1.0 / ROLL_READ, 1.0, 1.0, 1.0])
 
 

@@ -48,8 +48,8 @@ class SteeredDerivatives:
 
     def __init__(self, image: np.ndarray, typical_px: float) -> None:
         self.typical_px = typical_px
-        smooth = cv2.GaussianBlur(image, (0, 0), float(np.clip(SMOOTHING_SHARE * typical_px,
-                                                        *SMOOTHING_PX)))
+        sigma_px = float(np.clip(SMOOTHING_SHARE * typical_px, *SMOOTHING_PX))
+        smooth = cv2.GaussianBlur(image, (0, 0), sigma_px)
 
         def slope(of: np.ndarray, dx: int, dy: int) -> np.ndarray:
             return cv2.Sobel(of, cv2.CV_32F, dx, dy, ksize=3, scale=0.125)

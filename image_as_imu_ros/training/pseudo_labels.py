@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.batches import by_shape, in_batches
 from image_as_imu_ros.errors import DataFormatError, InputError, WeightsError
+from image_as_imu_ros.evaluation.provenance import file_sha256
 from image_as_imu_ros.evaluation.sources import Recording
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord
 from image_as_imu_ros.evaluation.sync import in_range, interpolated
@@ -63,8 +63,9 @@ def write_pseudo_labels(recordings: Mapping[Path, Recording], weights: Path, dev
         raise WeightsError(f'{weights} is for architecture "{loaded.architecture}"; pseudo labels '
                            f'need "{ReferenceNetwork.architecture}", which sees depth too')
     network = loaded.network.to(device)
+    weights_sha256 = file_sha256(weights)
     for output, recording in recordings.items():
-        _claim(output, recording, weights)
+        _claim(output, recording, weights_sha256)
     total = sum(recording.frame_count for recording in recordings.values())
     with tqdm(total=total, unit='image', disable=process.rank > 0) as progress:
         for images in in_batches(_unlabelled(recordings, process, progress), batch):
@@ -84,10 +85,10 @@ class _Image(NamedTuple):
     intrinsics: CameraIntrinsics
 
 
-def _claim(output: Path, recording: Recording, weights: Path) -> None:
+def _claim(output: Path, recording: Recording, weights_sha256: str) -> None:
     """Note what the labels of a folder are made of; raise DataFormatError if of another thing."""
     made_by = {'recording': recording.name, 'image_size': recording.image_size,
-               'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
+               'weights_sha256': weights_sha256}
     summary = output / SUMMARY
     if summary.exists() and json.loads(summary.read_text()) != made_by:
         raise DataFormatError(f'{output} holds labels of another recording or other weights; '
