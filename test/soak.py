@@ -47,6 +47,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from tqdm import tqdm
 
 from image_as_imu_ros.evaluation.benchmark import machine
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.image_decoding import ENCODINGS
 from image_as_imu_ros.ros.conversions import ns_to_stamp, stamp_to_ns
 from image_as_imu_ros.ros.simulated_camera import Pan, SimulatedCamera
@@ -658,9 +659,7 @@ def main() -> int:
     begin_s = time.monotonic()
     summary = Soak(plan, log).run().summary(plan)
     summary['took_s'] = round(time.monotonic() - begin_s)
-    partial = output.with_suffix('.partial')
-    partial.write_text(json.dumps(summary, indent=2) + '\n')
-    os.replace(partial, output)
+    write_atomically(output, f'{json.dumps(summary, indent=2)}\n'.encode())
     print(json.dumps(summary, indent=2))
     return 0 if summary['passed'] else 1
 
