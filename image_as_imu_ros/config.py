@@ -221,6 +221,8 @@ class TrainingConfig:
                             'backbones, of their decoder); the reference network has its own')
     initial: str = setting('', 'weights to start from: .safetensors, checkpoint.pt of a run, or '
                            'a plain state dict of the encoder alone')
+    teacher: str = setting('', 'weights of a network whose distributions a compact one learns '
+                           'besides the truth: a name or .safetensors')
     crops: int = setting(400_000, 'training images in all, rounded up to whole batches; the '
                          'schedule is laid over them', low=1)
     epochs: int = setting(0, 'passes over the images of recordings or shards, which then decide '

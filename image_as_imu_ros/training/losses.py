@@ -64,6 +64,26 @@ def motion_loss(votes: Tensor, field: Tensor, motion: Tensor, rivals: Tensor) ->
     return functional.softplus(score[:, 1:] - score[:, :1]).mean()
 
 
+def teaching_loss(logits: Tensor, votes: Tensor, taught: tuple[Tensor, Tensor]) -> Tensor:
+    """
+    How far each cell's distribution and votes are from those of a teacher.
+
+    A distribution that was learnt tells more than the bin where the truth happened to lie.
+    Distributions are compared by divergence, in nats; votes count in the sum over the image
+    wherever motions differ, likely or not, so by the mean square of their differences.
+
+    :param logits, votes: of the student, (B, h, w, BINS)
+    :param taught: the same of the teacher
+    :returns: mean over all cells
+
+    Source: Hinton et al. (2015), arXiv:1503.02531.
+    """
+    divergence = functional.kl_div(logits.log_softmax(dim=-1), taught[0].log_softmax(dim=-1),
+                                   reduction='none', log_target=True).sum(dim=-1).mean()
+    difference = votes - taught[1]
+    return divergence + difference.var(dim=-1, correction=0).mean()
+
+
 def rival_motions(motion: Tensor, focal_px: Tensor, generator: torch.Generator) -> Tensor:
     """
     Draw motions around the true ones, near and far, each as likely from there as back.

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from image_as_imu_ros.config import TrainingConfig
+from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.displacement_bins import bin_displacements
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
-from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.model.network import STRIDE_PX, DisplacementNetwork
 from image_as_imu_ros.model.runtimes import computes_bfloat16
+from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.training.dataset import Batch, is_dense
 from image_as_imu_ros.training.losses import (
     distribution_loss,
@@ -20,6 +22,7 @@ from image_as_imu_ros.training.losses import (
     resigned,
     rival_motions,
     solve_pose,
+    teaching_loss,
 )
 from image_as_imu_ros.training.pictures import depth_picture, double_angle, flow_picture
 
@@ -38,16 +41,29 @@ class Objective(Protocol):
 
 
 class DistributionObjective:
-    """Displacements of the cells, and the motions that they agree on."""
+    """
+    Displacements of the cells, and the motions that they agree on.
+
+    :param teacher: a network of distributions to learn from as well
+    """
+
+    def __init__(self, teacher: nn.Module | None = None) -> None:
+        self.teacher = teacher
 
     def losses(self, network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """Losses `cells` and `motions`, nats."""
+        """Losses `cells` and `motions`, nats, and, of a teacher, `teacher`."""
         gray, field, motion, flow_px = batch
-        own, votes = _predicted(network, gray)
+        own, votes = (output.float() for output in _predicted(network, gray))
         focal_px = field[..., 0, 1].abs().mean(dim=(1, 2))
         rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
-        return {'cells': distribution_loss(own.float(), flow_px),
-                'motions': MOTION_WEIGHT * motion_loss(votes.float(), field, motion, rivals)}
+        losses = {'cells': distribution_loss(own, flow_px),
+                  'motions': MOTION_WEIGHT * motion_loss(votes, field, motion, rivals)}
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = _predicted(self.teacher.to(gray.device), gray)
+            losses['teacher'] = teaching_loss(own, votes,
+                                              tuple(output.float() for output in taught))
+        return losses
 
     def picture(self, network: nn.Module, batch: Batch) -> Tensor:
         """Input; flow by the mean double-angle vector of each cell; true flow."""
@@ -92,8 +108,19 @@ class DenseObjective:
 
 
 def objective_for(config: TrainingConfig) -> Objective:
-    """Choose by the architecture."""
-    return DenseObjective(config) if is_dense(config) else DistributionObjective()
+    """
+    Choose by the architecture.
+
+    :raises ConfigError: if a teacher cannot teach it
+    :raises WeightsError: if its weights cannot be used
+    """
+    if not config.teacher:
+        return DenseObjective(config) if is_dense(config) else DistributionObjective()
+    teacher = load_weights(config.teacher).network.fused()
+    if is_dense(config) or not isinstance(teacher, DisplacementNetwork):
+        raise ConfigError(f'teacher: "{config.teacher}" cannot teach "{config.architecture}"; '
+                          'both must be networks of distributions')
+    return DistributionObjective(teacher)
 
 
 def _predicted(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:

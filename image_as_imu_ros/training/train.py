@@ -137,6 +137,11 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     elif config.initial:
         start_from(network, Path(config.initial))
         average.set(network)
+    elif config.teacher:  # what has the same shape whatever the widths
+        for part in ('template', 'critic'):
+            getattr(network, part).load_state_dict(
+                getattr(objective.teacher, part).state_dict())
+        average.set(network)
     model, optimizer = accelerator.prepare(network, optimizer)
 
     # where the crops come from and the results go to
