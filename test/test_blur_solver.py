@@ -98,7 +98,7 @@ def test_a_seed_near_the_truth_does_no_harm():
 def smooth_log_probability(motion):
     """Distributions that fall off so slowly that the table's kinks do not show, (N, BINS)."""
     flow_px = MATRIX.reshape(-1, 2, 6) @ motion
-    bins_px = bin_displacements().numpy()
+    bins_px = bin_displacements()
     distance_px = np.minimum(*(np.linalg.norm(bins_px - sign * flow_px[:, None], axis=-1)
                                for sign in (1, -1)))
     return torch.log_softmax(torch.from_numpy(-distance_px ** 2 / 800), dim=-1).numpy()

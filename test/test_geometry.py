@@ -249,8 +249,15 @@ def test_a_displacement_and_its_negative_share_their_bins(displacements):
                                atol=1e-4)
 
 
+def test_bins_are_the_same_in_numpy_and_torch():
+    displacement_px = np.random.default_rng(0).normal(0.0, 30.0, (1000, 2)).astype(np.float32)
+    for array, tensor in zip(interpolation(displacement_px),
+                             interpolation(torch.from_numpy(displacement_px))):
+        np.testing.assert_allclose(array, tensor, atol=1e-4)
+
+
 def test_the_centre_of_a_bin_belongs_to_that_bin_alone():
-    np.testing.assert_allclose(soft_labels(bin_displacements()), np.eye(BINS), atol=1e-3)
+    np.testing.assert_allclose(soft_labels(torch.from_numpy(bin_displacements())), np.eye(BINS), atol=1e-3)
 
 
 def test_the_last_ring_holds_all_longer_displacements():

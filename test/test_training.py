@@ -101,7 +101,7 @@ def scene():
     field = field.expand(2, -1, -1, -1, -1)
     motion = torch.tensor([[0.05, -0.02, 0.1, 0.0, 0.0, 0.0], [-0.01, 0.1, -0.2, 0.01, 0.0, 0.02]])
     flow_px = torch.einsum('bhwij,bj->bhwi', field, motion)
-    bins = bin_displacements()
+    bins = torch.from_numpy(bin_displacements())
     lengths, bin_lengths = flow_px.norm(dim=-1, keepdim=True), bins.norm(dim=-1)
     longer = torch.log1p(lengths) - torch.log1p(bin_lengths)
     aside = (flow_px[..., :1] * bins[:, 1] - flow_px[..., 1:] * bins[:, 0]) \

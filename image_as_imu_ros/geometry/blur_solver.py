@@ -12,11 +12,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
 
 import cv2
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 
 from image_as_imu_ros.geometry.displacement_bins import (
@@ -25,6 +23,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
     RADIUS_SCALE_PX,
     RHO_STEP,
     RINGS,
+    Array,
     bin_displacements,
     interpolation,
 )
@@ -72,14 +71,11 @@ MODE_REACH = 2
 """Steps of LENGTH_RATIOS that belong to the same answer on either side of a peak."""
 SAME_HILL = 0.15
 """Rotations that differ by less, relative to them, lead to the same peak."""
-BIN_DISPLACEMENTS_PX = bin_displacements().numpy().astype(np.float32)
+BIN_DISPLACEMENTS_PX = bin_displacements()
 RADII_PX = np.hypot(*BIN_DISPLACEMENTS_PX[1::DIRECTIONS].T)
 DIRECTION_VECTORS = BIN_DISPLACEMENTS_PX[1:1 + DIRECTIONS] / RADII_PX[0]
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 """Entries of a symmetric matrix, (3, 3)."""
-
-
-Array = TypeVar('Array', np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -296,8 +292,8 @@ def _corners() -> np.ndarray:
         RADIUS_SCALE_PX * np.expm1(RHO_STEP * (np.arange(RINGS) + 0.5)),
         (np.arange(2 * DIRECTIONS) + 0.5) * (math.pi / DIRECTIONS), indexing='ij')
     inside = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    bins, _ = interpolation(torch.from_numpy(inside.reshape(-1, 2)))
-    return np.ascontiguousarray(bins.numpy().T[[0, 2, 1, 3]])
+    bins, _ = interpolation(inside.reshape(-1, 2))
+    return np.ascontiguousarray(bins.T[[0, 2, 1, 3]])
 
 
 CORNERS = _corners()
@@ -331,11 +327,11 @@ class Survey:
         focal_px = float(np.abs(turn_matrix[:, 0, 1]).mean())
         self.scan = scan_motions(focal_px)
         flow_px = np.einsum('nij,kj->kni', turn_matrix, self.scan[:, :3])
-        bins, weights = interpolation(torch.from_numpy(flow_px))
-        columns = bins + BINS * torch.arange(len(turn_matrix))[:, None]
+        bins, weights = interpolation(flow_px)
+        columns = bins + BINS * np.arange(len(turn_matrix))[:, None]
         row_ends = np.arange(len(self.scan) + 1) * (4 * len(turn_matrix))
         self._look_up = csr_array(
-            (weights.flatten().numpy().astype(np.float32), columns.flatten().numpy(), row_ends),
+            (weights.ravel().astype(np.float32), columns.ravel(), row_ends),
             shape=(len(self.scan), BINS * len(turn_matrix)))
         a, b = turn_matrix[:, 0], turn_matrix[:, 1]
 

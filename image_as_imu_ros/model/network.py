@@ -154,7 +154,7 @@ class DerivativeCorrelation(nn.Module):
         """Weights of the features for each bin's displacement to start from, (BINS, channels)."""
         match = torch.zeros(ANGLES, RATIOS)
         match[0] = torch.tensor(self.MATCH)
-        indices, shares = filter_table(bin_displacements()[1:])
+        indices, shares = filter_table(torch.from_numpy(bin_displacements()[1:]))
         weights = (match.flatten()[indices] * shares).sum(dim=-1)
         return functional.pad(weights.flatten(1), (0, 0, 1, 0))
 

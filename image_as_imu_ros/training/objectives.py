@@ -69,7 +69,7 @@ class DistributionObjective:
         """Input; flow by the mean double-angle vector of each cell; true flow."""
         gray, _, _, flow_px = batch
         probability = _predicted(network, gray)[0].float().softmax(dim=-1)
-        vectors = double_angle(bin_displacements().to(probability))
+        vectors = double_angle(torch.from_numpy(bin_displacements()).to(probability))
         predicted = probability @ vectors
         true = double_angle(flow_px)
         return _grid([gray.expand(-1, 3, -1, -1) / 255.0,
