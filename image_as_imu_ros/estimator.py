@@ -9,16 +9,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from image_as_imu_ros.batches import by_shape
 from image_as_imu_ros.config import EstimatorConfig
-from image_as_imu_ros.errors import ConfigError, InputError
+from image_as_imu_ros.devices import chosen_device
+from image_as_imu_ros.errors import InputError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution
 from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
-from image_as_imu_ros.model.architectures import architecture_of
-from image_as_imu_ros.model.weights import load_weights
+from image_as_imu_ros.model.opening import open_architecture
+from image_as_imu_ros.model.weights_files import find_weights
 from image_as_imu_ros.processes import cores_of_process
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
@@ -114,18 +114,13 @@ class VisualGyroscope:
 
     def __init__(self, config: EstimatorConfig = EstimatorConfig()) -> None:
         self.config = config
-        self.device = config.device
-        if config.device == 'auto':
-            self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        elif config.device == 'cuda' and not torch.cuda.is_available():
-            raise ConfigError('device: "cuda" was asked for but torch sees no GPU; use "auto"')
+        self.device = chosen_device(config.device)
         # the other half is for what goes on beside the network
-        threads = config.threads or max(1, cores_of_process() // 2)
-        torch.set_num_threads(threads)
-        cv2.setNumThreads(threads)
-        self.weights = load_weights(config.weights)
-        self._architecture = architecture_of(self.weights.network)(
-            self.weights.network, self.device, config.runtime)
+        self.threads = config.threads or max(1, cores_of_process() // 2)
+        cv2.setNumThreads(self.threads)
+        self.weights = find_weights(config.weights)
+        self._architecture = open_architecture(self.weights, self.device, config.runtime,
+                                               self.threads)
         self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray, np.ndarray]] = {}
 
     def observe(self, frame: Frame) -> BlurObservation:

@@ -15,7 +15,7 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.geometry.blur_solver import FINALISTS, LENGTH_RATIOS, Hills
 from image_as_imu_ros.geometry.device_objective import angle, inverted
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
-from image_as_imu_ros.model.architectures import Distributions
+from image_as_imu_ros.model.architectures import DeviceDistributions, open_network
 from image_as_imu_ros.model.device_features import DeviceHills, FeatureTables
 from image_as_imu_ros.model.device_features import hill_features as device_hill_features
 from image_as_imu_ros.model.device_solver import (
@@ -25,7 +25,7 @@ from image_as_imu_ros.model.device_solver import (
     leading,
     to_solutions,
 )
-from image_as_imu_ros.model.length_critic import hill_features
+from image_as_imu_ros.model.length_features import hill_features
 from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.training.dataset import CropFactory
 
@@ -58,12 +58,12 @@ def network():
 
 @pytest.fixture(scope='module')
 def one_by_one(network):
-    return Distributions(network, 'cpu', 'torch')
+    return open_network(network, 'cpu', 'torch')
 
 
 @pytest.fixture(scope='module')
 def together(network):
-    return Distributions(network, 'cpu', 'torch', on_device=True)
+    return DeviceDistributions(network, 'cpu', 'torch')
 
 
 @pytest.fixture(scope='module')

@@ -257,7 +257,8 @@ def test_bins_are_the_same_in_numpy_and_torch():
 
 
 def test_the_centre_of_a_bin_belongs_to_that_bin_alone():
-    np.testing.assert_allclose(soft_labels(torch.from_numpy(bin_displacements())), np.eye(BINS), atol=1e-3)
+    np.testing.assert_allclose(soft_labels(torch.from_numpy(bin_displacements())), np.eye(BINS),
+                               atol=1e-3)
 
 
 def test_the_last_ring_holds_all_longer_displacements():

@@ -16,17 +16,12 @@ from image_as_imu_ros.geometry.blur_solver import (
     Hills,
     solve_blur,
 )
-from image_as_imu_ros.geometry.displacement_bins import BINS
+from image_as_imu_ros.geometry.displacement_bins import BINS, STRIDE_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.model.length_critic import (
-    STEERED,
-    Correlation,
-    LengthCritic,
-    SteeredDerivatives,
-    hill_features,
-)
-from image_as_imu_ros.model.network import STRIDE_PX
-from image_as_imu_ros.model.weights import SHIPPED, load_weights, read_tensors
+from image_as_imu_ros.model.length_critic import Correlation, LengthCritic
+from image_as_imu_ros.model.length_features import STEERED, SteeredDerivatives, hill_features
+from image_as_imu_ros.model.weights import load_weights, read_tensors
+from image_as_imu_ros.model.weights_files import SHIPPED
 from image_as_imu_ros.training.fit_critic import NOT_A_HILL, critic_loss, median_error
 from image_as_imu_ros.types import CameraIntrinsics
 

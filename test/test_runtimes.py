@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -16,9 +18,13 @@ import torch
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.estimator import VisualGyroscope
-from image_as_imu_ros.model.architectures import build_network
+from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
+from image_as_imu_ros.model.architectures import Reference, TorchCells, build_network
+from image_as_imu_ros.model.length_features import CHANNELS
 from image_as_imu_ros.model.network import CellDistributions
-from image_as_imu_ros.model.runtimes import OnnxRuntime, TorchRuntime, make_runtime
+from image_as_imu_ros.model.onnx_cells import OnnxCells
+from image_as_imu_ros.model.weights import export_weights, load_weights
+from image_as_imu_ros.model.weights_files import find_weights
 from image_as_imu_ros.quiet_threads import SETTINGS
 from image_as_imu_ros.types import Frame
 
@@ -39,10 +45,13 @@ def gyroscopes():
 
 
 @pytest.fixture(scope='module')
-def eager(gyroscopes):
-    """Torch, step by step, of the shipped weights, without folding or tracing anything."""
-    network = gyroscopes['torch'].weights.network
+def network():
+    return load_weights('compact').network
 
+
+@pytest.fixture(scope='module')
+def eager(network):
+    """Torch, step by step, of the shipped weights, without folding or tracing anything."""
     def distributions(gray):
         with torch.inference_mode():
             _, votes = network(gray)
@@ -50,15 +59,32 @@ def eager(gyroscopes):
     return distributions
 
 
+@pytest.fixture(scope='module')
+def models(network):
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnx')
+    return {'torch': TorchCells(network, 'torch'),
+            'onnxruntime': OnnxCells(find_weights('compact'), 1)}
+
+
 @pytest.mark.parametrize('name', ON_CPU)
 @pytest.mark.parametrize('images, height, width', [(1, 224, 320), (3, 104, 136), (2, 200, 72)])
-def test_distributions_are_those_of_eager_torch(gyroscopes, eager, name, images, height, width):
+def test_distributions_are_those_of_eager_torch(models, eager, name, images, height, width):
     random = np.random.default_rng(images)
-    gray = torch.from_numpy(np.stack([
-        cv2.GaussianBlur(random.random((height, width), np.float32), (0, 0), 2 + k)
-        for k in range(images)])[:, None])
-    runtime = make_runtime(name, gyroscopes[name].weights.network, 'cpu')
-    torch.testing.assert_close(runtime(gray), eager(gray), atol=1e-3, rtol=0)
+    gray = np.stack([cv2.GaussianBlur(random.random((height, width), np.float32), (0, 0), 2 + k)
+                     for k in range(images)])
+    expected = eager(torch.from_numpy(gray)[:, None]).numpy()
+    np.testing.assert_allclose(models[name].log_probabilities(gray), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', ON_CPU)
+@pytest.mark.parametrize('hills', [1, 2, 3])
+def test_critics_judge_alike(models, network, name, hills):
+    features = np.random.default_rng(hills).normal(
+        0.0, 0.5, (hills, CHANNELS, len(LENGTH_RATIOS))).astype(np.float32)
+    with torch.inference_mode():
+        expected = network.critic(torch.from_numpy(features)[None])[0].numpy()
+    np.testing.assert_allclose(models[name].judge(features), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize('name', ON_CPU)
@@ -98,14 +124,79 @@ def test_frames_observed_together_give_what_each_gives(gyroscopes, blurred_frame
 
 
 @pytest.mark.parametrize('missing', ['onnxruntime', 'onnx'])
-def test_without_onnxruntime_torch_does_it(gyroscopes, monkeypatch, missing):
-    network = gyroscopes['torch'].weights.network
-    monkeypatch.setattr('image_as_imu_ros.model.runtimes.computes_bfloat16', lambda device: False)
-    assert isinstance(make_runtime('auto', network, 'cpu'), OnnxRuntime)
+def test_without_onnxruntime_torch_does_it(gyroscopes, monkeypatch, missing, blurred_frames):
+    monkeypatch.setattr('image_as_imu_ros.model.opening.computes_bfloat16', lambda device: False)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec',
+                        lambda name: None if name == missing else find_spec(name))
     monkeypatch.setitem(sys.modules, missing, None)
-    assert isinstance(make_runtime('auto', network, 'cpu'), TorchRuntime)
+    found, expected = (each.estimate(blurred_frames[0]).angular_velocity_rad_s
+                       for each in (VisualGyroscope(config('auto')), gyroscopes['torch']))
+    np.testing.assert_array_equal(found, expected)
     with pytest.raises(ConfigError, match=rf'"onnxruntime" needs {missing}; pip install'):
         VisualGyroscope(config('onnxruntime'))
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache of exported models that is empty."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'image_as_imu_ros' / 'onnx'
+
+
+FRESH = """
+import sys, numpy as np, image_as_imu_ros.cli
+from image_as_imu_ros.config import EstimatorConfig
+from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.types import CameraIntrinsics, Frame
+image = np.random.default_rng(0).random((224, 320)).cumsum(axis=1) * 1.5
+frame = Frame(image.astype(np.uint8), 0, CameraIntrinsics(320, 224, 250., 250., 159.5, 111.5),
+              exposure_time_s=0.01)
+config = EstimatorConfig(device='cpu', runtime='onnxruntime', weights=sys.argv[1])
+gyroscope = VisualGyroscope(config)
+assert np.isfinite(gyroscope.estimate(frame).angular_velocity_rad_s).all()
+assert 'torch' not in sys.modules
+"""
+
+
+def fresh(weights):
+    return subprocess.run([sys.executable, '-c', FRESH, weights], cwd=CHECKOUT, text=True,
+                          capture_output=True, check=False)
+
+
+def test_onnxruntime_estimates_without_torch_after_one_export(own_cache):
+    pytest.importorskip('onnxruntime')
+    first = fresh('compact')
+    assert first.returncode == 0, first.stderr
+    (folder,) = own_cache.iterdir()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert set(times) == {'network.onnx', 'critic.onnx'}
+    assert fresh('compact').returncode == 0
+    assert times == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_an_export_that_fails_in_a_process_of_its_own_tells_why(own_cache, network, tmp_path):
+    pytest.importorskip('onnxruntime')
+    tensors = dict(network.state_dict())
+    tensors.pop('head.2.bias')
+    export_weights(tensors, tmp_path / 'lacking.safetensors', {})
+    done = fresh(str(tmp_path / 'lacking.safetensors'))
+    assert 'WeightsError' in done.stderr and 'head.2.bias' in done.stderr
+
+
+def test_where_the_cache_cannot_be_written_models_are_exported_elsewhere(
+        monkeypatch, tmp_path, blurred_frames):
+    pytest.importorskip('onnxruntime')
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    gyroscope = VisualGyroscope(config('onnxruntime'))
+    assert np.isfinite(gyroscope.estimate(blurred_frames[0]).angular_velocity_rad_s).all()
+
+
+def test_the_node_is_loaded_without_torch():
+    pytest.importorskip('rclpy')
+    subprocess.run([sys.executable, '-c', 'import sys, image_as_imu_ros.ros.node; '
+                    "assert 'torch' not in sys.modules"], cwd=CHECKOUT, check=True)
 
 
 def test_tensorrt_is_refused_where_there_is_none(gyroscopes):
@@ -123,21 +214,23 @@ def test_a_failing_compiler_is_told_in_one_line(gyroscopes, monkeypatch):
 
 
 def test_the_reference_network_runs_in_torch_only():
-    from image_as_imu_ros.model.architectures import Reference
     network = torch.nn.Identity()
     with pytest.raises(ConfigError, match='runs in torch, not in "onnxruntime"'):
         Reference(network, 'cpu', 'onnxruntime')
 
 
-def test_networks_that_see_the_image_too_are_exported_with_it():
+def test_networks_that_see_the_image_too_are_exported_with_it(own_cache, tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnx')
-    network = build_network('timm:mobilenetv4_conv_small', (16, 24, 32, 40)).eval()
+    architecture, widths = 'timm:mobilenetv4_conv_small', (16, 24, 32, 40)
+    weights = tmp_path / 'mobile.safetensors'
+    export_weights(build_network(architecture, widths).state_dict(), weights,
+                   {'architecture': architecture, 'widths': json.dumps(widths)})
     gray = torch.rand(2, 1, 96, 128, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected = CellDistributions(network.fused(), half=False)(gray)
-    runtime = make_runtime('onnxruntime', network, 'cpu')
-    torch.testing.assert_close(runtime(gray), expected, atol=1e-3, rtol=1e-3)
+        expected = CellDistributions(load_weights(str(weights)).network.fused(), half=False)(gray)
+    found = OnnxCells(find_weights(str(weights)), 1).log_probabilities(gray[:, 0].numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize('package', ['cli', 'ros'])

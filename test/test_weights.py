@@ -14,7 +14,7 @@ from image_as_imu_ros.config import EstimatorConfig, TrainingConfig, load
 from image_as_imu_ros.errors import ConfigError, WeightsError
 from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.geometry.displacement_bins import BINS
-from image_as_imu_ros.model import weights
+from image_as_imu_ros.model import weights, weights_files
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.network import (
     CellDistributions,
@@ -56,7 +56,7 @@ def file(network, tmp_path):
 @pytest.fixture
 def shipped(file, monkeypatch):
     """A folder of shipped weights that holds `mine`."""
-    monkeypatch.setattr(weights, 'SHIPPED', file.parent)
+    monkeypatch.setattr(weights_files, 'SHIPPED', file.parent)
     digest = weights.export_weights(load_file(file), file, {})
     (file.parent / 'mine.json').write_text(json.dumps({'sha256': digest, 'licence': 'MIT'}))
     return file
@@ -101,7 +101,6 @@ def test_fusing_batch_norms_keeps_the_function(network, gray):
 
 def test_exported_weights_compute_the_same_but_for_half_precision(network, gray, file):
     loaded = weights.load_weights(str(file))
-    assert loaded.name == 'mine'
     assert loaded.metadata == {'licence': 'MIT', 'architecture': CompactNetwork.architecture}
     with torch.no_grad():
         (_, expected), (_, got) = network(gray), loaded.network(gray)
@@ -109,15 +108,16 @@ def test_exported_weights_compute_the_same_but_for_half_precision(network, gray,
 
 
 def test_shipped_weights_are_intact_and_described():
-    assert 'compact' in weights.shipped_names()
-    for name in weights.shipped_names():
-        assert weights.verify(name) == weights.description(name)['sha256']
-        assert weights.description(name)['licence']
+    assert 'compact' in weights_files.shipped_names()
+    for name in weights_files.shipped_names():
+        assert weights_files.verify(name) == weights_files.description(name)['sha256']
+        assert weights_files.description(name)['licence']
 
 
 def test_shipped_weights_load_by_name(shipped):
-    assert weights.shipped_names() == ['mine']
-    assert weights.load_weights('mine').name == 'mine'
+    assert weights_files.shipped_names() == ['mine']
+    assert weights_files.find_weights('mine').name == 'mine'
+    assert weights.load_weights('mine').network.architecture == CompactNetwork.architecture
 
 
 def test_tampered_shipped_weights_are_refused(shipped):
@@ -171,11 +171,12 @@ def test_networks_of_any_width_and_backbone_come_back_and_estimate(
                            {'architecture': architecture, 'widths': json.dumps(widths)})
     gyroscope = VisualGyroscope(EstimatorConfig(
         weights=str(tmp_path / 'out.safetensors'), device='cpu', threads=1))
-    assert gyroscope.weights.network.architecture == architecture
-    assert gyroscope.weights.network.head[0].in_channels == 24
+    assert gyroscope.weights.architecture == architecture
     assert np.isfinite(gyroscope.estimate(blurred_frames[0]).angular_velocity_rad_s).all()
+    loaded = weights.load_weights(str(tmp_path / 'out.safetensors')).network
+    assert loaded.architecture == architecture and loaded.head[0].in_channels == 24
     # traced with a small square image, used with others
-    distributions = CellDistributions(gyroscope.weights.network, half=False)
+    distributions = CellDistributions(loaded, half=False)
     image = torch.rand(1, 1, 104, 136, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(traced(distributions)(image), distributions(image),
@@ -220,7 +221,7 @@ def test_verbs_list_and_verify_the_shipped_weights(shipped, capsys):
     assert main(['weights', 'list']) == 0
     assert '"licence": "MIT"' in capsys.readouterr().out
     assert main(['weights', 'verify']) == 0
-    assert f'mine: {weights.verify("mine")}' in capsys.readouterr().out
+    assert f'mine: {weights_files.verify("mine")}' in capsys.readouterr().out
     shutil.copy(shipped, shipped.with_name('copy.safetensors'))
     (shipped.parent / 'copy.json').write_text('{"sha256": "0"}')
     assert main(['weights', 'verify']) == 1

@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                          help='plain state dict: .pt, .pth or .safetensors')
     import_.add_argument('output', type=Path, metavar='OUT', nargs='?',
                          help='.safetensors file to write (default: beside FILE)')
+    onnx = actions.add_parser('onnx', help='write the network and its critic as ONNX models')
+    onnx.add_argument('weights', metavar='IN',
+                      help='shipped weights by name, or a .safetensors file')
+    onnx.add_argument('output', type=Path, metavar='DIR',
+                      help='folder for network.onnx, which begins after the front ends, and '
+                           'critic.onnx')
     fit = actions.add_parser('fit-critic', help="fit the critic of the blur's length to whole "
                                                  'synthetic images')
     fit.add_argument('weights', metavar='IN',
@@ -44,12 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, verify, export, import or fit."""
+    """List, verify, export, import or fit, or write as ONNX."""
+    from image_as_imu_ros.model import weights_files
+    if arguments.action in ('list', 'verify'):
+        for name in weights_files.shipped_names():
+            digest = weights_files.verify(name)
+            print(f'{name}: {digest}' if arguments.action == 'verify'
+                  else f'{name}: {json.dumps(weights_files.description(name))}')
+        return
     from image_as_imu_ros.model import weights
     if arguments.action == 'import':
         output = arguments.output or arguments.checkpoint.with_suffix('.safetensors')
         digest = weights.import_weights(arguments.checkpoint, output)
         print(f'{output}: sha256 {digest}')
+        return
+    if arguments.action == 'onnx':
+        path = weights_files.find_weights(arguments.weights).path
+        weights.export_onnx(path, arguments.output)
+        print(f'{arguments.output}: network.onnx, critic.onnx')
         return
     if arguments.action == 'fit-critic':
         from image_as_imu_ros.training.fit_critic import fit_critic
@@ -73,8 +91,3 @@ def run(arguments: argparse.Namespace) -> None:
             'crops': str(state['crops']), 'config': json.dumps(state['config']),
             'validation_loss': f'{state["validation_loss"]:.4f}', **notes})
         print(f'{arguments.output}: sha256 {digest}')
-        return
-    for name in weights.shipped_names():
-        digest = weights.verify(name)
-        print(f'{name}: {digest}' if arguments.action == 'verify'
-              else f'{name}: {json.dumps(weights.description(name))}')

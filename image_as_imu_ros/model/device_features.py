@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
 from image_as_imu_ros.geometry.displacement_bins import MAX_RADIUS_PX
-from image_as_imu_ros.model.length_critic import (
+from image_as_imu_ros.model.length_features import (
     LEAST_PROFILE,
     MIN_NEARBY_PX,
     NEARBY_SHARE,

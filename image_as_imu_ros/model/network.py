@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements
+from image_as_imu_ros.geometry.displacement_bins import BINS, STRIDE_PX, bin_displacements
 from image_as_imu_ros.model.length_critic import LengthCritic
+from image_as_imu_ros.model.weights_files import COMPACT
 
 LAGS_PX = (1, 2, 4, 8, 16, 32)
 DIRECTIONS = 8
-STRIDE_PX = 8
-"""Side of the cells that the network's output describes."""
 WIDTHS = (32, 64, 96, 128)
 """Channels of the shipped compact network at strides 4, 8, 16 and 32."""
 
@@ -325,7 +324,7 @@ class CompactNetwork(DisplacementNetwork):
     :param widths: channels at strides 4, 8, 16 and 32
     """
 
-    architecture = 'compact-4'
+    architecture = COMPACT
 
     def __init__(self, widths: tuple[int, int, int, int] = WIDTHS) -> None:
         super().__init__()

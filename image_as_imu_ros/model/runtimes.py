@@ -1,43 +1,28 @@
-"""
-What computes the distributions of the compact network: `estimator.runtime`.
-
-On the CPU, `torch` is a trace of the network; `onnxruntime` leaves the fixed front ends to torch,
-whose views save it the copies of their many slices, and runs the rest.
-"""
+"""What computes distributions where torch is loaded: `estimator.runtime`, on CPU and GPU."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import os
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from image_as_imu_ros.devices import computes_bfloat16
 from image_as_imu_ros.errors import ConfigError
-from image_as_imu_ros.geometry.displacement_bins import BINS
+from image_as_imu_ros.geometry.displacement_bins import BINS, STRIDE_PX
 from image_as_imu_ros.model.network import (
-    STRIDE_PX,
     CellDistributions,
-    CompactNetwork,
     DisplacementNetwork,
-    MethodOf,
     example_images,
     traced,
 )
+from image_as_imu_ros.model.onnx_cells import INPUTS, cache_folder, imported_onnxruntime
+from image_as_imu_ros.model.onnx_export import OUTPUT, exported_network
 
-OPSET = 17
-PROVIDERS = {('onnxruntime', 'cpu'): 'CPUExecutionProvider',
-             ('onnxruntime', 'cuda'): 'CUDAExecutionProvider',
-             ('tensorrt', 'cuda'): 'TensorrtExecutionProvider'}
-INPUTS, OUTPUT = ('structure', 'correlation', 'gray'), 'log_probability'
-"""Of the exported model."""
+PROVIDERS = {'onnxruntime': 'CUDAExecutionProvider', 'tensorrt': 'TensorrtExecutionProvider'}
 
 
 class Runtime(Protocol):
@@ -56,16 +41,10 @@ def make_runtime(name: str, network: DisplacementNetwork, device: str) -> Runtim
     """
     Prepare a network for inference.
 
-    :param name: as the setting `estimator.runtime`; 'auto' is the quickest of those installed
-        that was measured on such a device, with such a network
+    :param name: 'torch', 'compile' or, on a GPU, 'onnxruntime' or 'tensorrt'
     :param device: 'cpu' or 'cuda'
     :raises ConfigError: if what it needs is missing
     """
-    if name == 'auto':
-        quickest = device == 'cpu' and isinstance(network, CompactNetwork) \
-            and not computes_bfloat16('cpu')
-        installed = all(map(importlib.util.find_spec, ('onnxruntime', 'onnx')))
-        name = 'onnxruntime' if quickest and installed else 'torch'
     network = network.fused().to(device, memory_format=torch.channels_last)
     if name in ('onnxruntime', 'tensorrt'):
         return OnnxRuntime(CellDistributions(network, half=False).eval(), name, device)
@@ -136,34 +115,25 @@ class CompiledRuntime:
 
 class OnnxRuntime:
     """
-    ONNX Runtime for what follows the front ends, exported in memory, for images of any size.
+    ONNX Runtime on a GPU for what follows the front ends, for images of any size.
 
     :param name: 'onnxruntime' or 'tensorrt'
     :raises ConfigError: if it is not installed, or not for this device
     """
 
     def __init__(self, distributions: CellDistributions, name: str, device: str) -> None:
-        try:
-            import onnx  # noqa: F401  # which torch's export needs
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise ConfigError(f'runtime: "{name}" needs {error.name}; pip install '
-                              "'image_as_imu_ros[onnxruntime]'") from error
-        provider = PROVIDERS.get((name, device))
-        if provider not in onnxruntime.get_available_providers():
+        onnxruntime = imported_onnxruntime(name)
+        provider = PROVIDERS[name]
+        if device != 'cuda' or provider not in onnxruntime.get_available_providers():
             raise ConfigError(
                 f'runtime: "{name}" on device {device} is not in this onnxruntime, which has '
                 f'{", ".join(onnxruntime.get_available_providers())}; on an NVIDIA GPU, pip '
                 'install onnxruntime-gpu instead; or use "torch"')
         self._device = device
-        self._front_ends = front_ends(distributions.network, device)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # its threads would take the processor from the solver of the image before
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        self._front_ends = distributions.network.front_ends
         self._session = onnxruntime.InferenceSession(
-            exported(distributions, device), options, providers=[
-                (provider, _provider_options(provider))])
+            exported_network(distributions, device),
+            providers=[(provider, _provider_options(provider))])
         self._inputs = [each.name for each in self._session.get_inputs()]
 
     def __call__(self, gray: Tensor) -> Tensor:
@@ -171,11 +141,8 @@ class OnnxRuntime:
         with torch.inference_mode():
             gray = gray.to(self._device)
             features = dict(zip(INPUTS, (*self._front_ends(gray), gray)))
-            features = {name: features[name].contiguous() for name in self._inputs}
-        if self._device == 'cpu':
-            return torch.from_numpy(self._session.run(
-                None, {name: tensor.numpy() for name, tensor in features.items()})[0])
         binding = self._session.io_binding()
+        features = {name: features[name].contiguous() for name in self._inputs}
         for name, tensor in features.items():
             binding.bind_input(name, 'cuda', 0, np.float32, tuple(tensor.shape),
                                tensor.data_ptr())
@@ -189,42 +156,12 @@ class OnnxRuntime:
         return found
 
 
-def front_ends(network: DisplacementNetwork,
-               device: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The fixed front ends of a network alone, as quick as torch has them on a device."""
-    if device == 'cuda':
-        return network.front_ends
-    return traced(lambda gray: network.front_ends(gray))  # which takes no methods of modules
-
-
-def exported(distributions: CellDistributions, device: str) -> bytes:
-    """ONNX model of what follows the front ends, for any number and size of images."""
-    gray = example_images().to(device)
-    axes = {0: 'images', 2: 'height', 3: 'width'}
-    file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')  # torch's newer export takes ten times as long
-        features = (*distributions.network.front_ends(gray), gray)
-        torch.onnx.utils.export(
-            MethodOf(distributions, 'distributions').eval(), features, file, opset_version=OPSET,
-            input_names=list(INPUTS), output_names=[OUTPUT],
-            dynamic_axes={name: {axis: f'{name}_{text}' for axis, text in axes.items()}
-                          for name in INPUTS})
-    return file.getvalue()
-
-
 def _provider_options(provider: str) -> dict[str, Any]:
     """Settings of a provider of ONNX Runtime."""
     if provider != 'TensorrtExecutionProvider':
         return {}
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'image_as_imu_ros'
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     return {'trt_fp16_enable': True, 'trt_engine_cache_enable': True,  # building takes minutes
             'trt_engine_cache_path': str(cache), 'trt_timing_cache_enable': True,
             'trt_timing_cache_path': str(cache)}
-
-
-def computes_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is faster than float32 there; some CPUs emulate it, eight times slower."""
-    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
-    return device == 'cuda' or bool(probe and probe())

@@ -12,9 +12,8 @@ from image_as_imu_ros.model.network import (
     DirectionalStructure,
     DisplacementNetwork,
 )
+from image_as_imu_ros.model.weights_files import TIMM
 
-PREFIX = 'timm:'
-"""Before the backbone's name in the name of the architecture."""
 STRIDES_PX = (8, 16, 32)
 """Of the backbone's features that the decoder joins."""
 UPSAMPLING = 4
@@ -36,7 +35,7 @@ class TimmNetwork(DisplacementNetwork):
     def __init__(self, name: str, widths: tuple[int, int, int, int] = WIDTHS) -> None:
         import timm  # for this network alone, as it takes a second to load
         super().__init__()
-        self.architecture = PREFIX + name
+        self.architecture = TIMM + name
         channels = 1 + DirectionalStructure.channels
         try:
             with torch.device('meta'):

@@ -1,4 +1,4 @@
-"""Weights: shipped ones by name, others by path, checked on every load."""
+"""Networks from files of weights, and files of weights from networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +15,17 @@ from torch import nn
 from image_as_imu_ros.errors import ConfigError, WeightsError
 from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.model.architectures import build_network
-from image_as_imu_ros.model.network import WIDTHS, CompactNetwork
+from image_as_imu_ros.model.network import (
+    WIDTHS,
+    CellDistributions,
+    CompactNetwork,
+    DisplacementNetwork,
+)
+from image_as_imu_ros.model.onnx_cells import CRITIC, NETWORK
+from image_as_imu_ros.model.onnx_export import exported_critic, exported_network
 from image_as_imu_ros.model.reference import ReferenceNetwork
+from image_as_imu_ros.model.weights_files import WeightsFile, find_weights
 
-SHIPPED = Path(__file__).parent / 'shipped'
 NAMES_IN_ERRORS = 3
 
 
@@ -27,43 +33,8 @@ NAMES_IN_ERRORS = 3
 class Weights:
     """A network in evaluation mode and what is known of it."""
 
-    name: str
     network: nn.Module
     metadata: dict[str, str]
-
-    @property
-    def architecture(self) -> str:
-        """Name that `build_network` knows."""
-        return self.metadata['architecture']
-
-
-def shipped_names() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob('*.safetensors'))
-
-
-def description(name: str) -> dict[str, Any]:
-    """The shipped record of weights: sha256, architecture, licence, data, metrics."""
-    return json.loads((SHIPPED / f'{name}.json').read_text())
-
-
-def verify(name: str) -> str:
-    """
-    Check the shipped file against its recorded hash.
-
-    :returns: the sha256
-    :raises WeightsError: if the file is missing or differs
-    """
-    path = SHIPPED / f'{name}.safetensors'
-    if not path.is_file():
-        shipped = ', '.join(shipped_names()) or 'none'
-        raise WeightsError(f'no weights "{name}"; shipped: {shipped}; '
-                           'or give the path of a .safetensors file')
-    actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = description(name)['sha256']
-    if actual != expected:
-        raise WeightsError(f'{path} is damaged: sha256 {actual}, expected {expected}; reinstall')
-    return actual
 
 
 def load_weights(name_or_path: str) -> Weights:
@@ -73,19 +44,23 @@ def load_weights(name_or_path: str) -> Weights:
     :param name_or_path: a shipped name, or a path that ends in .safetensors
     :raises WeightsError: if the file is missing, damaged or for an unknown architecture
     """
-    if name_or_path.endswith('.safetensors'):
-        path, name = Path(name_or_path), Path(name_or_path).stem
-    else:
-        verify(name_or_path)
-        path, name = SHIPPED / f'{name_or_path}.safetensors', name_or_path
-    tensors, metadata = read_tensors(path)
+    file = find_weights(name_or_path)
+    return Weights(load_network(file), file.metadata)
+
+
+def load_network(file: WeightsFile) -> nn.Module:
+    """
+    Load the network of a file of weights, in evaluation mode.
+
+    :raises WeightsError: if it is damaged or for an unknown architecture
+    """
     try:
-        network = build_network(str(metadata.get('architecture')),
-                                tuple(json.loads(metadata.get('widths', str(list(WIDTHS))))))
+        network = build_network(file.architecture,
+                                tuple(json.loads(file.metadata.get('widths', str(list(WIDTHS))))))
     except (ConfigError, TypeError, ValueError) as error:
-        raise WeightsError(f'cannot use weights {path}: {error}') from error
-    load_strictly(network, tensors, path)
-    return Weights(name, network.eval().requires_grad_(False), metadata)
+        raise WeightsError(f'cannot use weights {file.path}: {error}') from error
+    load_strictly(network, read_tensors(file.path)[0], file.path)
+    return network.eval().requires_grad_(False)
 
 
 def load_strictly(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -187,6 +162,24 @@ def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[st
                      not key.startswith('critic.') else tensor).contiguous()
                for key, tensor in state.items()}
     return _write(tensors, path, {'architecture': CompactNetwork.architecture, **metadata})
+
+
+def export_onnx(weights: Path, folder: Path) -> None:
+    """
+    Write the network and its critic as ONNX models, `network.onnx` and `critic.onnx`.
+
+    :param weights: .safetensors of a network of distributions
+    :raises WeightsError: if the weights cannot be used
+    :raises ConfigError: if they are of another network, or onnx is not installed
+    """
+    network = load_weights(str(weights)).network
+    if not isinstance(network, DisplacementNetwork):
+        raise ConfigError(f'{weights} is of the architecture "{network.architecture}", which '
+                          'runs in torch only')
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CRITIC, exported_critic(network))
+    write_atomically(folder / NETWORK, exported_network(
+        CellDistributions(network.fused(), half=False).eval(), 'cpu'))
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:

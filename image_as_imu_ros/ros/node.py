@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistWithCovarianceStamped
 from rclpy.clock import Clock, ClockType
@@ -32,6 +31,7 @@ from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from image_as_imu_ros.config import NodeConfig, VisualImuConfig
+from image_as_imu_ros.devices import memory_of_tensors, release_unused_memory
 from image_as_imu_ros.errors import (
     ConfigError,
     ImageAsImuError,
@@ -279,13 +279,13 @@ class VisualImu(LifecycleNode):
         self._stream = StreamEstimator(self._gyroscope, config.stream)
         warm_up(self._stream)
         self._monitor.facts |= {
-            'weights': config.estimator.weights, 'device': str(self._gyroscope.device)}
+            'weights': config.estimator.weights, 'device': self._gyroscope.device}
 
     def _free(self) -> None:
         """Let go of the weights and TF."""
-        self._gyroscope = self._stream = None
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        if self._gyroscope is not None:
+            device, self._gyroscope, self._stream = self._gyroscope.device, None, None
+            release_unused_memory(device)
         if self._transforms is not None:
             self._transforms.close()
             self._transforms = None
@@ -545,7 +545,7 @@ class VisualImu(LifecycleNode):
             self.get_logger().warning(f'image dropped, {cause.value}: {reason}\n{details}'.strip())
 
     def _publish_diagnostics(self) -> None:
-        self._monitor.facts |= memory_facts()
+        self._monitor.facts |= memory_facts(self._gyroscope)
         self._diagnostics_publisher.publish(
             self._monitor.report(self.get_fully_qualified_name(),
                                  self.get_clock().now().to_msg()))
@@ -640,13 +640,12 @@ def keep_large_buffers() -> None:
             mallopt(parameter, size)
 
 
-def memory_facts() -> dict[str, str]:
+def memory_facts(gyroscope: VisualGyroscope | None) -> dict[str, str]:
     """Memory of this process, and of its tensors on the GPU where it uses one."""
     resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    facts = {'memory [MiB]': f'{resident / 2 ** 20:.0f}', 'GPU memory [MiB]': '0'}
-    if torch.cuda.is_initialized():
-        facts['GPU memory [MiB]'] = f'{torch.cuda.memory_allocated() / 2 ** 20:.0f}'
-    return facts
+    on_gpu = 0 if gyroscope is None else memory_of_tensors(gyroscope.device)
+    return {'memory [MiB]': f'{resident / 2 ** 20:.0f}',
+            'GPU memory [MiB]': f'{on_gpu / 2 ** 20:.0f}'}
 
 
 def one_line(error: Exception) -> str:

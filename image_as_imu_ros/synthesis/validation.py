@@ -14,7 +14,7 @@ from tqdm import tqdm
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import DataFormatError
 from image_as_imu_ros.evaluation.metrics import SPEED_STRATA_RAD_S
-from image_as_imu_ros.model.network import STRIDE_PX
+from image_as_imu_ros.geometry.displacement_bins import STRIDE_PX
 from image_as_imu_ros.synthesis import keyframes as rooms
 from image_as_imu_ros.synthesis import mesh_rooms
 from image_as_imu_ros.synthesis.blur import Shot, plan, take

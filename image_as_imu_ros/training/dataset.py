@@ -17,9 +17,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError, DataFormatError
+from image_as_imu_ros.geometry.displacement_bins import STRIDE_PX
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.model.network import STRIDE_PX
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.synthesis import keyframes as rooms
 from image_as_imu_ros.synthesis.blur import Sample, Shot, draw_sensor, plan, take

@@ -24,9 +24,11 @@ from image_as_imu_ros.geometry.blur_solver import (
     Hills,
     solve_blur,
 )
+from image_as_imu_ros.geometry.displacement_bins import STRIDE_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.model.length_critic import CHANNELS, LengthCritic, hill_features
-from image_as_imu_ros.model.network import STRIDE_PX, CellDistributions, CompactNetwork, traced
+from image_as_imu_ros.model.length_critic import LengthCritic
+from image_as_imu_ros.model.length_features import CHANNELS, hill_features
+from image_as_imu_ros.model.network import CellDistributions, CompactNetwork, traced
 from image_as_imu_ros.synthesis.blur import Sample
 from image_as_imu_ros.training.dataset import CropFactory, keep_to_one_thread
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from image_as_imu_ros.config import TrainingConfig
+from image_as_imu_ros.devices import computes_bfloat16
 from image_as_imu_ros.errors import ConfigError
-from image_as_imu_ros.geometry.displacement_bins import bin_displacements
+from image_as_imu_ros.geometry.displacement_bins import STRIDE_PX, bin_displacements
 from image_as_imu_ros.geometry.flow_solver import sample_pixels
-from image_as_imu_ros.model.network import STRIDE_PX, DisplacementNetwork
-from image_as_imu_ros.model.runtimes import computes_bfloat16
+from image_as_imu_ros.model.network import DisplacementNetwork
 from image_as_imu_ros.model.weights import load_weights
 from image_as_imu_ros.training.dataset import Batch, is_dense
 from image_as_imu_ros.training.losses import (

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
-from image_as_imu_ros.model.architectures import architecture_of, build_network
+from image_as_imu_ros.model.architectures import build_network, open_network
 from image_as_imu_ros.model.weights import load_strictly
 from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from, write_checkpoint
 from image_as_imu_ros.training.dataset import (
@@ -244,7 +244,7 @@ def validate(network: nn.Module, objective: Objective, batches: list[Batch], sam
 
 def rotation_error(network: nn.Module, samples: list[Any], device: str) -> float:
     """Median relative error of w T, of either sign, as the estimator solves it."""
-    architecture = architecture_of(network)(network, device)
+    architecture = open_network(network, device, 'torch')
     errors = []
     for sample in samples:
         image = sample.rgb if architecture.colour else sample.gray

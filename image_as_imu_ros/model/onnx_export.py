@@ -1,0 +1,63 @@
+"""ONNX models from networks of distributions, which torch writes."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from image_as_imu_ros.errors import ConfigError
+from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
+from image_as_imu_ros.model.length_features import CHANNELS
+from image_as_imu_ros.model.network import (
+    CellDistributions,
+    DisplacementNetwork,
+    MethodOf,
+    example_images,
+)
+from image_as_imu_ros.model.onnx_cells import FEATURES, INPUTS
+
+OPSET = 17
+OUTPUT = 'log_probability'
+
+
+def exported_network(distributions: CellDistributions, device: str) -> bytes:
+    """
+    ONNX model of what follows the front ends, for any number and size of images.
+
+    Of the front ends' many slices ONNX Runtime would make copies.
+    """
+    gray = example_images().to(device)
+    with torch.no_grad():
+        features = (*distributions.network.front_ends(gray), gray)
+    axes = {0: 'images', 2: 'height', 3: 'width'}
+    return _exported(
+        MethodOf(distributions, 'distributions').eval(), features, INPUTS, OUTPUT,
+        {name: {axis: f'{name}_{text}' for axis, text in axes.items()} for name in INPUTS})
+
+
+def exported_critic(network: DisplacementNetwork) -> bytes:
+    """ONNX model of the critic, for any number of hills."""
+    features = torch.zeros(1, 2, CHANNELS, len(LENGTH_RATIOS))
+    return _exported(network.critic, (features,), (FEATURES,), 'logits', {FEATURES: {1: 'hills'}})
+
+
+def _exported(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], output: str,
+              axes: dict[str, dict[int, str]]) -> bytes:
+    """
+    ONNX model of a module.
+
+    :raises ConfigError: if onnx is not installed
+    """
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter('ignore')  # torch's newer export takes ten times as long
+            torch.onnx.utils.export(module, inputs, file, opset_version=OPSET,
+                                    input_names=list(names), output_names=[output],
+                                    dynamic_axes=axes)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ConfigError(f'cannot export to ONNX: {error}') from error
+    return file.getvalue()
