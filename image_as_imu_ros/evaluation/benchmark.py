@@ -18,8 +18,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from image_as_imu_ros.config import StreamConfig, VisualImuConfig
@@ -28,9 +26,11 @@ from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.evaluation.provenance import PACKAGE, versions
 from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.image_decoding import decode_compressed
-from image_as_imu_ros.model.network import DisplacementNetwork
-from image_as_imu_ros.model.reference import ReferenceNetwork, random_state
-from image_as_imu_ros.model.runtimes import front_ends
+from image_as_imu_ros.model.compiled_front_ends import (
+    derivative_correlation,
+    directional_structure,
+)
+from image_as_imu_ros.model.weights_files import REFERENCE
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.synthesis.room import RecordingConfig, write_recording
 from image_as_imu_ros.types import Frame
@@ -84,9 +84,12 @@ def benchmark(config: VisualImuConfig, run: Run, other: str | None = None) -> di
     images = images[:min(run.frames, MAX_COMPARED) + COMPARED_WARM_UP]
     with TemporaryDirectory() as folder:
         path = other
-        if other == ReferenceNetwork.architecture:
+        if other == REFERENCE:
+            from safetensors.torch import save_file
+
+            from image_as_imu_ros.model.reference import random_state
             path = f'{folder}/random.safetensors'
-            save_file(random_state(), path, {'architecture': ReferenceNetwork.architecture})
+            save_file(random_state(), path, {'architecture': REFERENCE})
         other_config = replace(config, estimator=replace(config.estimator, weights=path,
                                                          runtime='auto'))
         compared = _timed(other_config, replace(run, batch=1), images, COMPARED_WARM_UP)
@@ -123,7 +126,7 @@ def _timed(config: VisualImuConfig, run: Run, images: list[Frame],
         'mode': run.mode, 'image_size': f'{run.size[0]}x{run.size[1]}', 'batch': run.batch,
         'images': count, 'weights': config.estimator.weights, 'device': gyroscope.device,
         'runtime': config.estimator.runtime, 'machine': machine(gyroscope.device),
-        'threads': torch.get_num_threads(), 'versions': versions(), 'commit': commit(),
+        'threads': gyroscope.threads, 'versions': versions(), 'commit': commit(),
         'load_average': load_average(),
         'images_per_s': round(1e3 * count / sum(stages['whole']), 1),
         'cpu_ms': round(1e3 * cpu_s / count, 2), 'peak_memory_mib': memory_mib,
@@ -181,21 +184,16 @@ def _intervals_ms(gyroscope: VisualGyroscope, config: StreamConfig,
 
 
 def _front_end_ms(gyroscope: VisualGyroscope, frames: list[Frame]) -> list[float]:
-    """Times of the fixed front ends alone, which are a part of `network`; none without them."""
-    network = gyroscope.weights.network
-    if not isinstance(network, DisplacementNetwork):
+    """Times of the fixed front ends alone, a part of `network`, on the CPU; none without them."""
+    if gyroscope.device != 'cpu' or gyroscope.weights.architecture == REFERENCE:
         return []
-    compute = front_ends(network, gyroscope.device)
     times_ms = []
     for observation in gyroscope.observe_all(frames):
-        gray = torch.from_numpy(observation.working_image)[None, None].to(gyroscope.device)
         begin = time.perf_counter()
-        with torch.inference_mode():
-            compute(gray)
-        if gyroscope.device == 'cuda':
-            torch.cuda.synchronize()
+        directional_structure(observation.working_image[None])
+        derivative_correlation(observation.working_image[None])
         times_ms.append(1e3 * (time.perf_counter() - begin))
-    return times_ms[len(times_ms) // 2:]  # the first ones warm up
+    return times_ms
 
 
 def cold_start(config: VisualImuConfig, size: tuple[int, int]) -> dict[str, Any]:
@@ -238,6 +236,7 @@ def _forget_peak_memory(device: str) -> None:
     with contextlib.suppress(OSError):
         Path('/proc/self/clear_refs').write_text('5')
     if device == 'cuda':
+        import torch
         torch.cuda.reset_peak_memory_stats()
 
 
@@ -249,6 +248,7 @@ def _peak_memory_mib(device: str) -> dict[str, int]:
         peak_kib = next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))
     found = {'process': peak_kib // 1024}
     if device == 'cuda':
+        import torch
         found['gpu'] = torch.cuda.max_memory_allocated() >> 20
     return found
 
@@ -291,4 +291,7 @@ def machine(device: str) -> str:
                  if line.startswith('model name')]
         name = names[0] if names else name
     text = f'{name}, {os.cpu_count()} cores'
-    return f'{text}; {torch.cuda.get_device_name()}' if device == 'cuda' else text
+    if device == 'cuda':
+        import torch
+        text += f'; {torch.cuda.get_device_name()}'
+    return text

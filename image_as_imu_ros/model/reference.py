@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from image_as_imu_ros.model.weights_files import REFERENCE
+
 WIDTHS = (64, 128, 320, 512)
 DEPTHS = (3, 3, 12, 3)
 MLP_RATIOS = (8, 8, 4, 4)
@@ -42,7 +44,7 @@ class ReferenceNetwork(nn.Module):
     :param bases_seed: 0 gives what the reference gives after `torch.manual_seed(0)`
     """
 
-    architecture = 'reference'
+    architecture = REFERENCE
 
     def __init__(self, bases_seed: int = BASES_SEED) -> None:
         super().__init__()

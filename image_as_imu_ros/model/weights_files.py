@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from image_as_imu_ros.errors import WeightsError
 
 SHIPPED = Path(__file__).parent / 'shipped'
+REFERENCE = 'reference'
+"""Architecture of the paper's network."""
 COMPACT = 'compact-4'
 """Architecture of the compact network."""
 TIMM = 'timm:'
