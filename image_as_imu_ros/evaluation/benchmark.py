@@ -30,7 +30,6 @@ from image_as_imu_ros.evaluation.sources import RecordingOptions, open_recording
 from image_as_imu_ros.image_decoding import decode_compressed
 from image_as_imu_ros.model.network import DisplacementNetwork
 from image_as_imu_ros.model.reference import ReferenceNetwork, random_state
-from image_as_imu_ros.model.runtimes import front_ends
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.synthesis.room import RecordingConfig, write_recording
 from image_as_imu_ros.types import Frame
@@ -185,13 +184,12 @@ def _front_end_ms(gyroscope: VisualGyroscope, frames: list[Frame]) -> list[float
     network = gyroscope.weights.network
     if not isinstance(network, DisplacementNetwork):
         return []
-    compute = front_ends(network, gyroscope.device)
     times_ms = []
     for observation in gyroscope.observe_all(frames):
         gray = torch.from_numpy(observation.working_image)[None, None].to(gyroscope.device)
         begin = time.perf_counter()
         with torch.inference_mode():
-            compute(gray)
+            network.front_ends(gray)
         if gyroscope.device == 'cuda':
             torch.cuda.synchronize()
         times_ms.append(1e3 * (time.perf_counter() - begin))

@@ -23,6 +23,8 @@ RADIUS_SCALE_PX = 2.0
 MAX_RADIUS_PX = 90.0
 BINS = 1 + RINGS * DIRECTIONS
 RHO_STEP = math.log1p(MAX_RADIUS_PX / RADIUS_SCALE_PX) / RINGS
+STRIDE_PX = 8
+"""Side of the cells that the network's output describes."""
 
 Array = TypeVar('Array', np.ndarray, 'Tensor')
 

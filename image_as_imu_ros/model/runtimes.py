@@ -1,8 +1,8 @@
 """
 What computes the distributions of the compact network: `estimator.runtime`.
 
-On the CPU, `torch` is a trace of the network; `onnxruntime` leaves the fixed front ends to torch,
-whose views save it the copies of their many slices, and runs the rest.
+On the CPU, the fixed front ends are compiled, and what follows them is a trace of the network in
+`torch`, or an export of it in `onnxruntime`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from image_as_imu_ros.model.network import (
     CompactNetwork,
     DisplacementNetwork,
     MethodOf,
+    example_features,
     example_images,
     traced,
 )
@@ -77,16 +78,19 @@ def make_runtime(name: str, network: DisplacementNetwork, device: str) -> Runtim
 
 
 class TorchRuntime:
-    """Torch: step by step on a GPU, traced on the CPU."""
+    """Torch: step by step on a GPU, on the CPU what follows the front ends traced."""
 
     def __init__(self, distributions: CellDistributions, device: str) -> None:
         self._device = device
-        self._distributions: Any = distributions if device == 'cuda' else traced(distributions)
+        self._front_ends = distributions.network.front_ends
+        self._distributions: Any = \
+            distributions.distributions if device == 'cuda' else traced(distributions)
 
     def __call__(self, gray: Tensor) -> Tensor:
         """Compute distributions, as of `Runtime`."""
         with torch.inference_mode():
-            return self._distributions(gray.to(self._device))
+            gray = gray.to(self._device)
+            return self._distributions(*self._front_ends(gray), gray)
 
 
 class Compiled:
@@ -156,7 +160,7 @@ class OnnxRuntime:
                 f'{", ".join(onnxruntime.get_available_providers())}; on an NVIDIA GPU, pip '
                 'install onnxruntime-gpu instead; or use "torch"')
         self._device = device
-        self._front_ends = front_ends(distributions.network, device)
+        self._front_ends = distributions.network.front_ends
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # its threads would take the processor from the solver of the image before
@@ -189,24 +193,15 @@ class OnnxRuntime:
         return found
 
 
-def front_ends(network: DisplacementNetwork,
-               device: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The fixed front ends of a network alone, as quick as torch has them on a device."""
-    if device == 'cuda':
-        return network.front_ends
-    return traced(lambda gray: network.front_ends(gray))  # which takes no methods of modules
-
-
 def exported(distributions: CellDistributions, device: str) -> bytes:
     """ONNX model of what follows the front ends, for any number and size of images."""
-    gray = example_images().to(device)
     axes = {0: 'images', 2: 'height', 3: 'width'}
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # torch's newer export takes ten times as long
-        features = (*distributions.network.front_ends(gray), gray)
         torch.onnx.utils.export(
-            MethodOf(distributions, 'distributions').eval(), features, file, opset_version=OPSET,
+            MethodOf(distributions, 'distributions').eval(),
+            example_features(distributions.network, device), file, opset_version=OPSET,
             input_names=list(INPUTS), output_names=[OUTPUT],
             dynamic_axes={name: {axis: f'{name}_{text}' for axis, text in axes.items()}
                           for name in INPUTS})
