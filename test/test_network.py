@@ -7,8 +7,13 @@ import torch
 
 from image_as_imu_ros.geometry.alignment import with_blur
 from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements
-from image_as_imu_ros.model.network import (
+from image_as_imu_ros.model.compiled_front_ends import (
     DIRECTIONS,
+    LEVELS,
+    derivative_correlation,
+    directional_structure,
+)
+from image_as_imu_ros.model.network import (
     CompactNetwork,
     DerivativeCorrelation,
     DirectionalStructure,
@@ -16,7 +21,7 @@ from image_as_imu_ros.model.network import (
 from image_as_imu_ros.types import CameraIntrinsics
 
 CAMERA = CameraIntrinsics(320, 224, 250.0, 250.0, 159.5, 111.5)
-LAGS_PX = [reduction * lag for reduction, lags, _ in DerivativeCorrelation.LEVELS for lag in lags]
+LAGS_PX = [level.reduction * lag for level in LEVELS for lag in level.lags_px]
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +68,27 @@ def test_features_do_not_depend_on_brightness(sharp):
     image = 0.5 * blurred(sharp, 2, 15)
     for features in (DerivativeCorrelation(), DirectionalStructure()):
         torch.testing.assert_close(features(image + 0.4), features(image), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize('images, height, width', [(1, 224, 320), (3, 72, 104), (1, 8, 16)])
+@pytest.mark.parametrize('compiled, module', [
+    (directional_structure, DirectionalStructure), (derivative_correlation, DerivativeCorrelation)])
+def test_compiled_features_are_those_of_torch(sharp, compiled, module, images, height, width):
+    random = np.random.default_rng(images)
+    noise = random.random((images, height, width), np.float32)
+    blurs = blurred(sharp, 3, 20)[0, :, :height, :width].numpy().repeat(images, axis=0)
+    for gray in (noise, blurs + 0.05 * noise, np.ascontiguousarray(noise[:, ::-1]).round()):
+        found, expected = compiled(gray), module()(torch.from_numpy(gray)[:, None]).numpy()
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_network_on_the_cpu_is_given_compiled_features(sharp):
+    gray = blurred(sharp, 1, 12)[..., :96, :160]
+    for view in (gray, gray.flip(-1), gray.expand(2, -1, -1, -1)):
+        for found, module in zip(CompactNetwork().front_ends(view),
+                                 (directional_structure, derivative_correlation)):
+            np.testing.assert_array_equal(found, module(view[:, 0].contiguous().numpy()))
 
 
 def test_network_answers_for_each_cell_of_any_size(sharp):

@@ -16,13 +16,13 @@ from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.geometry.displacement_bins import BINS
 from image_as_imu_ros.model import weights, weights_files
 from image_as_imu_ros.model.architectures import build_network
+from image_as_imu_ros.model.compiled_front_ends import structure_offsets
 from image_as_imu_ros.model.network import (
     CellDistributions,
     CompactNetwork,
     DirectionalStructure,
-    structure_offsets,
-    traced,
 )
+from image_as_imu_ros.model.runtimes import TorchRuntime
 from image_as_imu_ros.training.checkpoint import write_checkpoint
 
 
@@ -179,8 +179,8 @@ def test_networks_of_any_width_and_backbone_come_back_and_estimate(
     distributions = CellDistributions(loaded, half=False)
     image = torch.rand(1, 1, 104, 136, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(traced(distributions)(image), distributions(image),
-                                   atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(TorchRuntime(distributions, 'cpu')(image),
+                                   distributions(image), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['no_such_model', 'vit_tiny_patch16_224',

@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +16,27 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from image_as_imu_ros.geometry.displacement_bins import BINS, STRIDE_PX, bin_displacements
+from image_as_imu_ros.model.compiled_front_ends import (
+    DIRECTIONS,
+    LEAST_SQUARE,
+    LEVELS,
+    MAX_CORRELATION,
+    NOISE_FLOOR,
+    STEPS,
+    STRUCTURE_MARGIN_PX,
+    STRUCTURE_STRIDE_PX,
+    correlated_pairs,
+    derivative_correlation,
+    directional_structure,
+    slope,
+    structure_offsets,
+    structure_step,
+)
 from image_as_imu_ros.model.length_critic import LengthCritic
 from image_as_imu_ros.model.weights_files import COMPACT
 
-LAGS_PX = (1, 2, 4, 8, 16, 32)
-DIRECTIONS = 8
 WIDTHS = (32, 64, 96, 128)
 """Channels of the shipped compact network at strides 4, 8, 16 and 32."""
-
-
-def structure_offsets() -> list[tuple[int, int, int]]:
-    """Distinct (lag, dx, dy) of the structure functions, px; directions cover half a turn."""
-    offsets = []
-    for lag in LAGS_PX:
-        for k in range(DIRECTIONS):
-            angle = math.pi * k / DIRECTIONS
-            offset = (lag, round(lag * math.cos(angle)), round(lag * math.sin(angle)))
-            if offset not in offsets:
-                offsets.append(offset)
-    return offsets
 
 
 class DirectionalStructure(nn.Module):
@@ -59,22 +59,22 @@ class DirectionalStructure(nn.Module):
         :returns: (B, channels, H / 4, W / 4)
         """
         height, width = gray.shape[-2:]
-        margin = max(LAGS_PX) // 2 + 1
+        margin, cell = STRUCTURE_MARGIN_PX, STRUCTURE_STRIDE_PX
         padded = functional.pad(gray, (margin,) * 4, mode='replicate')
-        # every other pixel is enough for long lags; even and odd columns, each side by side
+        # even and odd columns, each side by side
         columns = {1: [padded], 2: [padded[..., k::2].contiguous() for k in range(2)]}
         sums = {1: [], 2: []}
         for lag, dx, dy in structure_offsets():
-            step = 2 if lag >= 8 else 1
+            step = structure_step(lag)
             x, y = margin - dx // 2, margin - dy // 2
             first, second = (
                 columns[step][left % step][..., top:top + height:step,
                                            left // step:left // step + width // step]
                 for left, top in ((x, y), (x + dx, y + dy)))
-            sums[step].append(sum_rows((second - first).square_(), 4 // step))
-        squares = [sum_columns(torch.cat(sums[step], dim=1), 4 // step) * (step * step / 16)
+            sums[step].append(sum_rows((second - first).square_(), cell // step))
+        squares = [sum_columns(torch.cat(sums[step], dim=1), cell // step) * (step / cell) ** 2
                    for step in (1, 2)]
-        logs = torch.cat(squares, dim=1).add_(1e-6).log_()
+        logs = torch.cat(squares, dim=1).add_(LEAST_SQUARE).log_()
         mean = logs.mean(dim=1, keepdim=True)
         return torch.cat([logs - mean, 0.5 * mean + 3.0], dim=1)
 
@@ -89,9 +89,6 @@ class DerivativeCorrelation(nn.Module):
     a window about as wide as the lag.
     """
 
-    LEVELS = ((1, (3, 4, 6, 8), 3), (2, (5, 7, 9, 11), 3), (4, (7, 9, 11, 14), 5))
-    """Reduction, lags in px of the reduced image, and window in cells."""
-    NOISE_FLOOR = 3e-5
     MATCH = (-0.17, 0.24, -0.11, 0.09, -0.02, 0.06, 0.11, 0.19, 0.30, 0.45, 0.41, -0.30, -1.20,
              -0.09, 0.41, -0.02, 0.04, 0.0, -0.09, -0.02)
     """
@@ -99,10 +96,8 @@ class DerivativeCorrelation(nn.Module):
     steps of MATCH_STEP from MATCH_START on. Training starts here.
     """
     MATCH_START, MATCH_STEP = -2.4, 0.2
-    STEPS = ((1, 0), (1, 0), (1, 1), (0, 1), (0, 1), (0, 1), (-1, 1), (1, 0))
-    """Between the pixels of each direction's derivative, px; of either sign, which cancels."""
 
-    channels = DIRECTIONS * sum(len(lags) for _, lags, _ in LEVELS)
+    channels = DIRECTIONS * sum(len(level.lags_px) for level in LEVELS)
 
     def forward(self, gray: Tensor) -> Tensor:
         """
@@ -112,42 +107,35 @@ class DerivativeCorrelation(nn.Module):
         :returns: (B, channels, H / 8, W / 8), direction by direction
         """
         features = []
-        for reduction, lags, window in self.LEVELS:
-            image = functional.avg_pool2d(gray, reduction) if reduction > 1 else gray
+        for level in LEVELS:
+            image = functional.avg_pool2d(gray, level.reduction) if level.reduction > 1 else gray
             height, width = image.shape[-2:]
-            margin = max(lags) // 2 + 2
+            margin, cell, skip = level.margin_px, level.cell_px, level.skip
             padded = functional.pad(image, (margin,) * 4, mode='replicate')
-            skip = 2 if reduction == 1 else 1  # every other row is enough there
-            cell = STRIDE_PX // reduction
-            slopes = {step: slope(padded, *step) for step in set(self.STEPS)}
+            slopes = {step: slope(padded, *step) for step in set(STEPS)}
             energies = {
                 step: sum_rows(each[..., margin:margin + height:skip,
                                     margin:margin + width].square(), cell // skip)
                 for step, each in slopes.items()}
-            products = []
-            for k, (dx, dy) in enumerate(self.STEPS):
-                cos, sin = math.cos(math.pi * k / DIRECTIONS), math.sin(math.pi * k / DIRECTIONS)
-                for lag in lags:
-                    ox, oy = round(lag * cos), round(lag * sin)
-                    x, y = margin - ox // 2 - (round(cos) < 0), margin - oy // 2
-                    products.append(sum_rows(
-                        slopes[dx, dy][..., y:y + height:skip, x:x + width]
-                        * slopes[dx, dy][..., y + oy:y + oy + height:skip,
-                                         x + ox:x + ox + width], cell // skip))
+            products = [
+                sum_rows(slopes[STEPS[k]][..., y:y + height:skip, x:x + width]
+                         * slopes[STEPS[k]][..., y + dy:y + dy + height:skip,
+                                            x + dx:x + dx + width], cell // skip)
+                for k, x, y, dx, dy in correlated_pairs(level)]
             share = skip / cell ** 2
             product = sum_columns(torch.cat(products, dim=1), cell) * share
-            energy = sum_columns(torch.cat([energies[step] for step in self.STEPS], dim=1), cell)
-            energy = functional.avg_pool2d(energy * share, window, 1, window // 2,
-                                           count_include_pad=False) + self.NOISE_FLOOR
+            energy = sum_columns(torch.cat([energies[step] for step in STEPS], dim=1), cell)
+            energy = functional.avg_pool2d(energy * share, level.window, 1, level.window // 2,
+                                           count_include_pad=False) + NOISE_FLOOR
             features.append((product.unflatten(1, (DIRECTIONS, -1)) / energy[:, :, None])
-                            .clamp_(-2.0, 2.0))
+                            .clamp_(-MAX_CORRELATION, MAX_CORRELATION))
         return torch.cat(features, dim=2).flatten(1, 2)
 
-    @classmethod
-    def lags_px(cls) -> Tensor:
+    @staticmethod
+    def lags_px() -> Tensor:
         """Lags of the features of one direction, px."""
-        return torch.tensor([float(reduction * lag) for reduction, lags, _ in cls.LEVELS
-                             for lag in lags])
+        return torch.tensor([float(level.reduction * lag) for level in LEVELS
+                             for lag in level.lags_px])
 
     def matched_filter(self) -> Tensor:
         """Weights of the features for each bin's displacement to start from, (BINS, channels)."""
@@ -156,14 +144,6 @@ class DerivativeCorrelation(nn.Module):
         indices, shares = filter_table(torch.from_numpy(bin_displacements()[1:]))
         weights = (match.flatten()[indices] * shares).sum(dim=-1)
         return functional.pad(weights.flatten(1), (0, 0, 1, 0))
-
-
-def slope(image: Tensor, dx: int, dy: int) -> Tensor:
-    """Difference of pixels dx (-1 to 1) and dy (0 or 1) apart, (..., H - dy, W - |dx|)."""
-    height, width = image.shape[-2] - dy, image.shape[-1] - abs(dx)
-    right, left = max(dx, 0), max(-dx, 0)
-    return image[..., dy:dy + height, right:right + width] \
-        - image[..., :height, left:left + width]
 
 
 def sum_rows(values: Tensor, count: int) -> Tensor:
@@ -295,7 +275,15 @@ class DisplacementNetwork(nn.Module):
         return own, share[..., :1] * own + share[..., 1:] * matched
 
     def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
-        """Directional structure and derivative correlation of images as of `forward`."""
+        """
+        Directional structure and derivative correlation of images as of `forward`.
+
+        On the CPU they are compiled, and so not to be traced.
+        """
+        if gray.device.type == 'cpu' and not torch.compiler.is_compiling():
+            images = gray[:, 0].numpy()
+            return (torch.from_numpy(directional_structure(images)),
+                    torch.from_numpy(derivative_correlation(images)))
         with torch.no_grad(), torch.autocast(gray.device.type, enabled=False):
             return (self.structure(gray).contiguous(memory_format=torch.channels_last),
                     self.correlation(gray))
@@ -384,25 +372,28 @@ class MethodOf(nn.Module):
         return getattr(self.owner, self.name)(*tensors)
 
 
-def traced(function: Callable[[Tensor], Any]) -> torch.jit.ScriptModule | torch.jit.ScriptFunction:
+def traced(distributions: CellDistributions) -> torch.jit.ScriptModule:
     """
-    The same function of images for the CPU in one call, for any size and number of them.
+    `CellDistributions.distributions` for the CPU in one call, of any size and number of images.
 
     It leaves Python's interpreter lock alone, so that another thread can go on with the image
     before: run step by step, the two take twice as long.
-
-    :param function: a module, or a function without weights
     """
     with warnings.catch_warnings(), torch.no_grad():
         # torch.export, the successor, needs a C++ compiler to make code as quick
         warnings.simplefilter('ignore', FutureWarning)
         # unchecked: running it twice more to compare doubles the time to start
-        if not isinstance(function, nn.Module):
-            return torch.jit.trace(function, example_images(), check_trace=False)
-        return torch.jit.freeze(torch.jit.trace(function.eval(), example_images(),
-                                                check_trace=False))
+        return torch.jit.freeze(torch.jit.trace(
+            MethodOf(distributions, 'distributions').eval(),
+            example_features(distributions.network, 'cpu'), check_trace=False))
 
 
 def example_images() -> Tensor:
     """One small image to trace or export a network with, (1, 1, H, W)."""
     return torch.zeros(1, 1, 8 * STRIDE_PX, 8 * STRIDE_PX)
+
+
+def example_features(network: DisplacementNetwork, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of `CellDistributions.distributions` to trace or export it with."""
+    gray = example_images().to(device)
+    return *network.front_ends(gray), gray

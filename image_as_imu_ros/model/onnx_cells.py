@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from image_as_imu_ros.errors import ConfigError, WeightsError
-from image_as_imu_ros.model.compiled_front_ends import front_ends
+from image_as_imu_ros.model.compiled_front_ends import (
+    derivative_correlation,
+    directional_structure,
+)
 from image_as_imu_ros.model.weights_files import WeightsFile
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,8 @@ class OnnxCells:
 
     def log_probabilities(self, images: np.ndarray) -> np.ndarray:
         """Distributions of the cells' displacements, as of `CellModel`."""
-        seen = dict(zip(INPUTS, (*front_ends(images), images[:, None])))
+        seen = dict(zip(INPUTS, (directional_structure(images), derivative_correlation(images),
+                                 images[:, None])))
         return self._network.run(None, {name: seen[name] for name in self._inputs})[0]
 
     def judge(self, features: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from image_as_imu_ros.model.network import (
     CellDistributions,
     DisplacementNetwork,
     MethodOf,
-    example_images,
+    example_features,
 )
 from image_as_imu_ros.model.onnx_cells import FEATURES, INPUTS
 
@@ -29,9 +29,7 @@ def exported_network(distributions: CellDistributions, device: str) -> bytes:
 
     Of the front ends' many slices ONNX Runtime would make copies.
     """
-    gray = example_images().to(device)
-    with torch.no_grad():
-        features = (*distributions.network.front_ends(gray), gray)
+    features = example_features(distributions.network, device)
     axes = {0: 'images', 2: 'height', 3: 'width'}
     return _exported(
         MethodOf(distributions, 'distributions').eval(), features, INPUTS, OUTPUT,

@@ -56,16 +56,19 @@ def make_runtime(name: str, network: DisplacementNetwork, device: str) -> Runtim
 
 
 class TorchRuntime:
-    """Torch: step by step on a GPU, traced on the CPU."""
+    """Torch: step by step on a GPU, on the CPU what follows the front ends traced."""
 
     def __init__(self, distributions: CellDistributions, device: str) -> None:
         self._device = device
-        self._distributions: Any = distributions if device == 'cuda' else traced(distributions)
+        self._front_ends = distributions.network.front_ends
+        self._distributions: Any = \
+            distributions.distributions if device == 'cuda' else traced(distributions)
 
     def __call__(self, gray: Tensor) -> Tensor:
         """Compute distributions, as of `Runtime`."""
         with torch.inference_mode():
-            return self._distributions(gray.to(self._device))
+            gray = gray.to(self._device)
+            return self._distributions(*self._front_ends(gray), gray)
 
 
 class Compiled:

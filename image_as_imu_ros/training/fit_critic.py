@@ -28,7 +28,8 @@ from image_as_imu_ros.geometry.displacement_bins import STRIDE_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import LengthCritic
 from image_as_imu_ros.model.length_features import CHANNELS, hill_features
-from image_as_imu_ros.model.network import CellDistributions, CompactNetwork, traced
+from image_as_imu_ros.model.network import CellDistributions, CompactNetwork
+from image_as_imu_ros.model.runtimes import Runtime, TorchRuntime
 from image_as_imu_ros.synthesis.blur import Sample
 from image_as_imu_ros.training.dataset import CropFactory, keep_to_one_thread
 
@@ -42,8 +43,8 @@ BATCH = 64
 LEARNING_RATE = 3e-3
 
 
-def judged_hills(distributions: CellDistributions,
-                 sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def judged_hills(distributions: Runtime, sample: Sample
+                 ) -> tuple[np.ndarray, np.ndarray]:
     """
     What the critic sees of an image, and how wrong each of its choices would be.
 
@@ -93,9 +94,9 @@ class JudgedImages(Dataset):
         return self._images
 
     @cached_property
-    def _tools(self) -> tuple[CellDistributions, CropFactory]:
+    def _tools(self) -> tuple[Runtime, CropFactory]:
         keep_to_one_thread()
-        return (traced(CellDistributions(self._network.fused(), half=False)),
+        return (TorchRuntime(CellDistributions(self._network.fused(), half=False), 'cpu'),
                 CropFactory(self._config, *self._scenes))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
