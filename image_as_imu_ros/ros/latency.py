@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import rclpy
-import torch
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -80,7 +79,7 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
             node.destroy_node()
     return {
         'mode': 'dds', 'image_size': f'{size[0]}x{size[1]}', 'rate_hz': rate,
-        'weights': config.estimator.weights, 'threads': torch.get_num_threads(),
+        'weights': config.estimator.weights, 'threads': config.estimator.threads,
         'runtime': config.estimator.runtime, 'machine': machine('cpu'), 'commit': commit(),
         'load_average': load_average(),
         **result}
