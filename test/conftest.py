@@ -101,6 +101,13 @@ def gyroscope() -> VisualGyroscope:
 
 
 @pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache of exported models that is empty."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'image_as_imu_ros' / 'onnx'
+
+
+@pytest.fixture
 def sequence_folder(tmp_path: Path, blurred_sequence: BlurredSequence) -> Path:
     """Sequence folder of `blurred_sequence` with a 200 Hz gyroscope in camera axes."""
     folder = tmp_path / 'swing'

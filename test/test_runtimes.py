@@ -22,7 +22,7 @@ from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
 from image_as_imu_ros.model.architectures import Reference, TorchCells, build_network
 from image_as_imu_ros.model.length_features import CHANNELS
 from image_as_imu_ros.model.network import CellDistributions
-from image_as_imu_ros.model.onnx_cells import OnnxCells
+from image_as_imu_ros.model.onnx_cells import MAX_KEPT, OnnxCells, exported_models
 from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.model.weights_files import find_weights
 from image_as_imu_ros.quiet_threads import SETTINGS
@@ -124,7 +124,8 @@ def test_frames_observed_together_give_what_each_gives(gyroscopes, blurred_frame
 
 
 @pytest.mark.parametrize('missing', ['onnxruntime', 'onnx'])
-def test_without_onnxruntime_torch_does_it(gyroscopes, monkeypatch, missing, blurred_frames):
+def test_without_onnxruntime_torch_does_it(
+        gyroscopes, own_cache, monkeypatch, missing, blurred_frames):
     monkeypatch.setattr('image_as_imu_ros.model.opening.computes_bfloat16', lambda device: False)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec',
@@ -135,13 +136,6 @@ def test_without_onnxruntime_torch_does_it(gyroscopes, monkeypatch, missing, blu
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ConfigError, match=rf'"onnxruntime" needs {missing}; pip install'):
         VisualGyroscope(config('onnxruntime'))
-
-
-@pytest.fixture
-def own_cache(monkeypatch, tmp_path):
-    """A cache of exported models that is empty."""
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    return tmp_path / 'cache' / 'image_as_imu_ros' / 'onnx'
 
 
 FRESH = """
@@ -173,6 +167,16 @@ def test_onnxruntime_estimates_without_torch_after_one_export(own_cache):
     assert set(times) == {'network.onnx', 'critic.onnx'}
     assert fresh('compact').returncode == 0
     assert times == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_the_models_of_the_newest_weights_are_kept(own_cache):
+    pytest.importorskip('onnxruntime')
+    for k in range(12):
+        (own_cache / str(k)).mkdir(parents=True)
+        os.utime(own_cache / str(k), (k, k))
+    folder = exported_models(find_weights('compact'))
+    assert {path.name for path in own_cache.iterdir()} == {
+        folder.name, *(str(k) for k in range(12 - MAX_KEPT + 1, 12))}
 
 
 def test_an_export_that_fails_in_a_process_of_its_own_tells_why(own_cache, network, tmp_path):

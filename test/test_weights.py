@@ -164,7 +164,7 @@ def test_senseless_widths_are_refused(file, widths):
 
 @pytest.mark.parametrize('architecture', [CompactNetwork.architecture, 'timm:resnet10t'])
 def test_networks_of_any_width_and_backbone_come_back_and_estimate(
-        architecture, tmp_path, blurred_frames):
+        architecture, own_cache, tmp_path, blurred_frames):
     widths = (16, 24, 32, 40)
     network = build_network(architecture, widths)
     weights.export_weights(network.state_dict(), tmp_path / 'out.safetensors',

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,8 @@ INPUTS = ('structure', 'correlation', 'gray')
 """Of the network, which may lack some."""
 FEATURES = 'features'
 """Input of the critic."""
+MAX_KEPT = 8
+"""Weights whose models are kept, the newest ones."""
 
 
 def cache_folder() -> Path:
@@ -39,6 +43,7 @@ def exported_models(file: WeightsFile) -> Path:
     """
     Folder of the ONNX models of weights, which are exported when they are first used.
 
+    :raises ConfigError: if onnx is not installed, which exporting needs
     :raises WeightsError: if the weights do not fit their network
     """
     # what the models depend on
@@ -48,8 +53,13 @@ def exported_models(file: WeightsFile) -> Path:
     folder = cache_folder() / 'onnx' / f'{file.name}-{digest.hexdigest()[:16]}'
     if (folder / NETWORK).is_file() and (folder / CRITIC).is_file():
         return folder
+    if importlib.util.find_spec('onnx') is None:
+        raise lacking('onnxruntime', 'onnx')
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        kept = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in kept[:-MAX_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix='image_as_imu_ros-'))
     logger.info('%s: exporting for ONNX Runtime, once, to %s', file.name, folder)
@@ -109,15 +119,19 @@ def open_session(model: Path, threads: int) -> Any:
 
 def imported_onnxruntime(runtime: str) -> Any:
     """
-    ONNX Runtime, with what an export needs.
+    Load ONNX Runtime.
 
     :param runtime: setting that asks for it
-    :raises ConfigError: if one of them is not installed
+    :raises ConfigError: if it is not installed
     """
     try:
-        import onnx  # noqa: F401
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise ConfigError(f'runtime: "{runtime}" needs {error.name}; pip install '
-                          "'image_as_imu_ros[onnxruntime]'") from error
+        raise lacking(runtime, 'onnxruntime') from error
     return onnxruntime
+
+
+def lacking(runtime: str, package: str) -> ConfigError:
+    """What to say of a package that is not installed."""
+    return ConfigError(f'runtime: "{runtime}" needs {package}; pip install '
+                       "'image_as_imu_ros[onnxruntime]'")
