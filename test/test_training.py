@@ -18,7 +18,8 @@ from image_as_imu_ros.errors import ConfigError, WeightsError
 from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements, interpolation
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.network import CompactNetwork
-from image_as_imu_ros.model.weights import export_weights
+from image_as_imu_ros.model.reference import ReferenceNetwork
+from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training import train as training
 from image_as_imu_ros.training.checkpoint import read_checkpoint, write_checkpoint
@@ -28,6 +29,7 @@ from image_as_imu_ros.training.losses import (
     distribution_loss,
     motion_loss,
     rival_motions,
+    teaching_loss,
 )
 from image_as_imu_ros.training.pictures import double_angle, flow_picture
 from image_as_imu_ros.training.train import learning_rate, train
@@ -121,6 +123,19 @@ def test_motion_loss_tells_the_truth_from_its_rivals(scene):
         == pytest.approx(math.log(2.0), abs=1e-4)
     assert motion_loss(votes, field, 1.5 * motion, rivals) > 2 * informed
     assert motion_loss(votes, field, motion[[1, 0]], rivals[[1, 0]]) > 2 * informed
+
+
+def test_a_teacher_is_followed_in_all_that_its_sums_can_tell():
+    random = torch.Generator().manual_seed(0)
+    logits, votes = torch.randn(2, 1, 3, 4, BINS, generator=random)
+    constant = torch.randn(1, 3, 4, 1, generator=random)
+    # neither distributions nor sums over an image depend on a constant of each cell
+    assert teaching_loss(logits, votes, (logits + constant, votes + constant)) < 1e-5
+    others = torch.randn(2, 1, 3, 4, BINS, generator=random)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=others[0]),
+        torch.distributions.Categorical(logits=logits)).mean() + 2.0  # variance of a difference
+    assert teaching_loss(logits, votes, tuple(others)) == pytest.approx(expected.item(), abs=0.1)
 
 
 def test_rivals_lie_around_the_truth_as_likely_longer_as_shorter():
@@ -217,6 +232,34 @@ def test_training_starts_from_the_average_of_another_run(tmp_path, kind):
     second = read_checkpoint(tmp_path / 'second' / 'checkpoint.pt')['network']
     torch.testing.assert_close(second['head.2.weight'], first['head.2.weight'],
                                atol=1e-3, rtol=1e-3)
+
+
+def test_a_small_network_learns_from_a_trained_one(tmp_path):
+    config = {**TINY, 'teacher': 'compact', 'widths': (16, 16, 16, 16), 'overfit': 8,
+              'overfit_share': 0.0, 'learning_rate': 1e-2}
+    columns = []
+    for crops in (8, 320):
+        train(TrainingConfig(crops=crops, **config), tmp_path / str(crops))
+        (row,) = csv.reader((tmp_path / str(crops) / 'log.csv').open())
+        columns.append(float(row[5]))
+    untaught, taught = columns
+    assert taught < 0.8 * untaught
+    state = read_checkpoint(tmp_path / '8' / 'checkpoint.pt')['average']
+    critic = load_weights('compact').network.critic.state_dict()
+    for name, tensor in critic.items():  # which is not trained here
+        assert torch.equal(state[f'critic.{name}'], tensor), name
+
+
+@pytest.mark.parametrize('teacher, architecture', [
+    ('paper', 'compact-4'), ('compact', 'reference')])
+def test_what_cannot_teach_is_refused(tmp_path, teacher, architecture):
+    if teacher == 'paper':
+        teacher = str(tmp_path / 'paper.safetensors')
+        export_weights(ReferenceNetwork().state_dict(), Path(teacher),
+                       {'architecture': 'reference'})
+    with pytest.raises(ConfigError, match='teacher: ".*" cannot teach'):
+        train(TrainingConfig(crops=8, architecture=architecture, teacher=teacher, **TINY),
+              tmp_path / 'run')
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])

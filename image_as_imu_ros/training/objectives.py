@@ -116,11 +116,11 @@ def objective_for(config: TrainingConfig) -> Objective:
     """
     if not config.teacher:
         return DenseObjective(config) if is_dense(config) else DistributionObjective()
-    teacher = load_weights(config.teacher).network.fused()
+    teacher = load_weights(config.teacher).network
     if is_dense(config) or not isinstance(teacher, DisplacementNetwork):
         raise ConfigError(f'teacher: "{config.teacher}" cannot teach "{config.architecture}"; '
                           'both must be networks of distributions')
-    return DistributionObjective(teacher)
+    return DistributionObjective(teacher.fused())
 
 
 def _predicted(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
