@@ -13,24 +13,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from image_as_imu_ros.batches import in_batches
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import ConfigError, DataFormatError, ImageAsImuError, InputError
+from image_as_imu_ros.estimator import (
+    BlurMeasurement,
+    BlurObservation,
+    PreparedImage,
+    VisualGyroscope,
+)
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
 from image_as_imu_ros.processes import Process
+from image_as_imu_ros.smoothing import SmoothedStream
 from image_as_imu_ros.types import MotionEstimate
-
-if TYPE_CHECKING:
-    from image_as_imu_ros.estimator import (
-        BlurMeasurement,
-        BlurObservation,
-        PreparedImage,
-        VisualGyroscope,
-    )
 
 MODES = ('single', 'stream')
 
@@ -192,7 +191,6 @@ class _Run:
 
     def __init__(self, recording: Recording, share: Share, gyroscope: VisualGyroscope,
                  stream_config: StreamConfig, bar: tqdm) -> None:
-        from image_as_imu_ros.smoothing import SmoothedStream  # which loads torch
         self._recording, self._share, self._gyroscope = recording, share, gyroscope
         self._bar = bar
         self._streams = [SmoothedStream(gyroscope, stream_config) for _ in recording.streams]
