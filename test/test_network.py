@@ -72,7 +72,8 @@ def test_features_do_not_depend_on_brightness(sharp):
 
 @pytest.mark.parametrize('images, height, width', [(1, 224, 320), (3, 72, 104), (1, 8, 16)])
 @pytest.mark.parametrize('compiled, module', [
-    (directional_structure, DirectionalStructure), (derivative_correlation, DerivativeCorrelation)])
+    (directional_structure, DirectionalStructure),
+    (derivative_correlation, DerivativeCorrelation)])
 def test_compiled_features_are_those_of_torch(sharp, compiled, module, images, height, width):
     random = np.random.default_rng(images)
     noise = random.random((images, height, width), np.float32)
