@@ -2,8 +2,8 @@
 What the network is given of an image, compiled for the CPU; needs no torch.
 
 `network.DirectionalStructure` and `network.DerivativeCorrelation` are the same for GPUs and tell
-what the features mean. Here each row of cells is made of what is in the first-level cache:
-lines of sums over the rows of pixels first, as that runs along memory, then over columns.
+what the features mean. Here one row of cells is made after the other, of pixels that stay in the
+nearest caches: rows are added up first, as that runs along memory, and columns afterwards.
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ BATCH = 64
 LEARNING_RATE = 3e-3
 
 
-def judged_hills(distributions: Runtime, sample: Sample
-                 ) -> tuple[np.ndarray, np.ndarray]:
+def judged_hills(distributions: Runtime, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """
     What the critic sees of an image, and how wrong each of its choices would be.
 
