@@ -29,8 +29,9 @@ EXPOSURE_SOURCES = {'EXPOSURE_UNKNOWN': 0, 'EXPOSURE_PARAMETER': 1, 'EXPOSURE_TO
 # Keys of PyPI and rosdep by the module that is imported; absent where the name is the same.
 PYPI_NAMES = {'cv2': 'opencv-python-headless', 'yaml': 'pyyaml'}
 ROSDEP_KEYS = {'cv2': 'python3-opencv', 'matplotlib': 'python3-matplotlib',
-               'numpy': 'python3-numpy', 'rosbags': 'python3-rosbags-pip',
-               'scipy': 'python3-scipy', 'tf2_ros': 'tf2_ros_py', 'timm': 'python3-timm-pip',
+               'numba': 'python3-numba', 'numpy': 'python3-numpy',
+               'rosbags': 'python3-rosbags-pip', 'scipy': 'python3-scipy',
+               'tf2_ros': 'tf2_ros_py', 'timm': 'python3-timm-pip',
                'torch': 'python3-torch', 'tqdm': 'python3-tqdm', 'yaml': 'python3-yaml'}
 BROUGHT_BY_TIMM = {'safetensors'}  # which has no rosdep key of its own
 # what nobody needs who only uses the trained network
@@ -161,7 +162,7 @@ def build_wheel(python: Path, source: Path, environment: dict[str, str]) -> zipf
 def package_files() -> set[str]:
     """Every file of the package, as wheels name them."""
     return {str(path.relative_to(CHECKOUT)) for path in PACKAGE.rglob('*')
-            if path.is_file() and path.suffix != '.pyc'}
+            if path.is_file() and path.parent.name != '__pycache__'}
 
 
 def test_wheel_without_ros_is_plain_python(source_copy: Path, tmp_path: Path) -> None:
