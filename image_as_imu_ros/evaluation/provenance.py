@@ -19,8 +19,8 @@ from image_as_imu_ros.model.weights import SHIPPED
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ESTIMATING_CODE = ('estimator.py', 'batches.py', 'stream.py', 'motion_filter.py', 'smoothing.py',
-                   'rolling_shutter.py', 'types.py', 'image_decoding.py', 'geometry', 'model',
-                   'evaluation/sources', 'evaluation/estimation.py')
+                   'rolling_shutter.py', 'types.py', 'image_decoding.py', 'compiled.py',
+                   'geometry', 'model', 'evaluation/sources', 'evaluation/estimation.py')
 """Files and folders of the package that estimates depend on."""
 
 _DISTRIBUTIONS = {'numpy': 'numpy', 'scipy': 'scipy', 'torch': 'torch', 'timm': 'timm',
