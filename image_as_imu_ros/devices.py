@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from pathlib import Path
 
@@ -37,9 +36,8 @@ def _has_driver() -> bool:
 
 def computes_bfloat16(device: str) -> bool:
     """Whether bfloat16 is faster than float32 there; some CPUs emulate it, eight times slower."""
-    with contextlib.suppress(OSError):  # Linux tells; elsewhere float32 is right, if slower
-        return device == 'cuda' or 'avx512_bf16' in Path('/proc/cpuinfo').read_text()
-    return False
+    cpuinfo = Path('/proc/cpuinfo')  # where there is none, float32 is right, if slower
+    return device == 'cuda' or (cpuinfo.exists() and 'avx512_bf16' in cpuinfo.read_text())
 
 
 def memory_of_tensors(device: str) -> int:

@@ -19,7 +19,13 @@ from image_as_imu_ros.geometry.blur_solver import (
 from image_as_imu_ros.geometry.displacement_bins import BINS, STRIDE_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.model.length_critic import Correlation, LengthCritic
-from image_as_imu_ros.model.length_features import STEERED, SteeredDerivatives, hill_features
+from image_as_imu_ros.model.length_features import hill_features
+from image_as_imu_ros.model.steered_derivatives import (
+    NOISE_ENERGY,
+    STEERED,
+    SteeredDerivatives,
+    nearest_of_half,
+)
 from image_as_imu_ros.model.weights import load_weights, read_tensors
 from image_as_imu_ros.model.weights_files import SHIPPED
 from image_as_imu_ros.training.fit_critic import NOT_A_HILL, critic_loss, median_error
@@ -44,7 +50,7 @@ def sharp():
 
 def steered_correlations(image, flow_px):
     derivatives = SteeredDerivatives(image, float(np.median(np.linalg.norm(flow_px, axis=1))))
-    return derivatives.correlations(CELLS.reshape(-1, 2), flow_px)
+    return derivatives.correlations(CELLS.reshape(-1, 2), flow_px, LENGTH_RATIOS)
 
 
 @pytest.mark.parametrize('motion', MOTIONS)
@@ -70,11 +76,59 @@ def test_ends_beyond_the_image_are_not_looked_at(sharp):
     derivatives = SteeredDerivatives(sharp, 20.0)
     corner_px, middle_px = np.array([[4.0, 4.0]]), np.array([[160.0, 112.0]])
     flow_px = np.array([[20.0, 0.0]])
-    shown, whole = (derivatives.correlations(where, flow_px) for where in (corner_px, middle_px))
+    shown, whole = (derivatives.correlations(where, flow_px, LENGTH_RATIOS)
+                    for where in (corner_px, middle_px))
     fit = LENGTH_RATIOS * 10.0 <= 4.0
     np.testing.assert_array_equal(shown[-1], 1.0 + fit)
     np.testing.assert_array_equal(whole[-1], 2.0)
     assert not shown[:-1, ~fit].any() and whole[1:-1].any(axis=0).all()
+
+
+def test_compiled_loops_are_the_plain_formula(sharp):
+    """One lag of a few points that see all of it, written out with exact bilinear weights."""
+    typical_px, ratio = 12.0, 0.7
+    centres_px = np.array([[60.5, 50.25], [160.0, 112.0], [250.0, 80.0]])
+    flow_px = np.array([[8.0, 5.0], [-3.0, 11.0], [12.0, -1.0]])
+    smooth = cv2.GaussianBlur(sharp, (0, 0), 1.2).astype(float)
+    gy, gx = (cv2.Sobel(smooth, -1, *order, ksize=3, scale=0.125) for order in ((0, 1), (1, 0)))
+    gxx, gxy, gyy = (cv2.Sobel(of, -1, *order, ksize=3, scale=0.125)
+                     for of, order in ((gx, (1, 0)), (gx, (0, 1)), (gy, (0, 1))))
+    energies = [cv2.blur(energy.reshape(112, 2, 160, 2).mean(axis=(1, 3)), (7, 7)) for energy in
+                (gx ** 2 + gy ** 2, gxx ** 2 + 2 * gxy ** 2 + gyy ** 2)]
+
+    def at(x, y):
+        column, row = int(x), int(y)
+        weights = np.outer([1 + row - y, y - row], [1 + column - x, x - column])
+        return [(of[row:row + 2, column:column + 2] * weights).sum()
+                for of in (gx, gy, gxy, 0.5 * (gyy - gxx))]
+
+    products, powers, relative = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros((3, 3))
+    for point, (centre, flow) in enumerate(zip(centres_px, flow_px)):
+        angle = np.arctan2(flow[1], flow[0])
+        ends = []
+        for side in (1, -1):
+            first_x, first_y, mixed, difference = at(*(centre + side * ratio / 2 * flow))
+            ends.append([np.cos(angle) * first_x + np.sin(angle) * first_y,
+                         np.cos(angle) * first_y - np.sin(angle) * first_x,
+                         np.cos(2 * angle) * mixed + np.sin(2 * angle) * difference])
+        products[:, point] = np.prod(ends, axis=0)
+        powers[:, point] = np.mean(np.square(ends), axis=0)
+        column, row = nearest_of_half(centre)
+        relative[:, point] = [1 / (energies[kind][row, column] + NOISE_ENERGY)
+                              for kind in (0, 0, 1)]
+    expected = np.stack([products.sum(axis=1) / (powers.sum(axis=1) + 4e-9),
+                         (relative * products).sum(axis=1) / 4,
+                         (relative * powers).sum(axis=1) / 4], axis=1).ravel()
+    found = SteeredDerivatives(sharp, typical_px).correlations(
+        centres_px, flow_px, np.array([ratio], np.float32))
+    np.testing.assert_allclose(found[:, 0], [*expected, 4 / 3], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('flow', [np.nan, np.inf, 1e30])
+def test_nothing_is_seen_along_a_flow_that_leads_nowhere(sharp, flow):
+    found = SteeredDerivatives(sharp, 12.0).correlations(
+        np.array([[160.0, 112.0]]), np.array([[flow, 1.0]]), LENGTH_RATIOS)
+    np.testing.assert_array_equal(found[-1], 1.0)
 
 
 def test_correlation_is_the_convolution_that_weights_are_kept_for():

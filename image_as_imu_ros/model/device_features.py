@@ -1,4 +1,4 @@
-"""What the critic sees of images, as `length_critic.hill_features`, in torch, of many at once."""
+"""What the critic sees of images, as `length_features.hill_features`, in torch, of many at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
 from image_as_imu_ros.geometry.displacement_bins import MAX_RADIUS_PX
 from image_as_imu_ros.model.length_features import (
     LEAST_PROFILE,
+    SAME_SCALE,
+    cell_centres,
+    chessboard,
+)
+from image_as_imu_ros.model.steered_derivatives import (
     MIN_NEARBY_PX,
     NEARBY_SHARE,
     NOISE_ENERGY,
-    SAME_SCALE,
     SMOOTHING_PX,
     SMOOTHING_SHARE,
-    cell_centres,
-    chessboard,
     nearest_of_half,
 )
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from image_as_imu_ros.geometry.blur_solver import CHOICES, LENGTH_RATIOS
 from image_as_imu_ros.geometry.displacement_bins import RADIUS_SCALE_PX
-from image_as_imu_ros.model.length_features import CHANNELS, STEERED
+from image_as_imu_ros.model.length_features import CHANNELS
+from image_as_imu_ros.model.steered_derivatives import STEERED
 
 
 class Correlation(nn.Conv1d):
