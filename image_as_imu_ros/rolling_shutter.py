@@ -23,6 +23,7 @@ from image_as_imu_ros.motion_filter import (
     BlurGain,
     MotionFilter,
     mahalanobis,
+    of_each_axis,
     singer,
     updated,
 )
@@ -99,10 +100,10 @@ class BandFilter:
         """Go on by some time."""
         transition, noise = singer(elapsed_s, acceleration, self.CORRELATION_S)
         full = np.eye(len(self.mean))
-        full[:9, :9] = np.kron(transition, np.eye(3))
+        full[:9, :9] = of_each_axis(transition)
         self.mean = full @ self.mean
         self.covariance = full @ self.covariance @ full.T
-        self.covariance[:9, :9] += np.kron(noise, np.eye(3))
+        self.covariance[:9, :9] += of_each_axis(noise)
 
     def copy(self, start: int) -> int:
         """Keep a copy of state entries start to start + 3; tells where it begins."""

@@ -103,6 +103,18 @@ class Level:
         return alignment if math.isfinite(alignment.similarity) else None
 
 
+def reach_px(intrinsics: CameraIntrinsics, motion: np.ndarray) -> float:
+    """How far a motion (6,) takes the corners of an image at most."""
+    return max(math.hypot(*flow) for flow in (_field_of_corners(intrinsics) @ motion).tolist())
+
+
+@lru_cache
+def _field_of_corners(intrinsics: CameraIntrinsics) -> np.ndarray:
+    right, bottom = intrinsics.width_px - 1, intrinsics.height_px - 1
+    return motion_field_matrix(np.array(
+        [[0.0, 0.0], [right, 0.0], [0.0, bottom], [right, bottom]]), intrinsics)
+
+
 def blurred_along(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray,
                   step_px: float, least: int = 1,
                   to_image: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -116,18 +128,11 @@ def blurred_along(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.nd
     :param to_image: homography (3, 3) from what the camera sees to the image; None: the same
     :returns: mean, and the same of views times their times, -0.5 to 0.5 exposures
     """
-    reach = np.linalg.norm(_field_of_corners(intrinsics) @ motion, axis=-1).max()
-    steps = int(np.clip(np.ceil(reach / step_px), least, MAX_VIEWS))
+    steps = min(max(math.ceil(reach_px(intrinsics, motion) / step_px), least), MAX_VIEWS)
     if steps == 1 and to_image is None:
         return image, np.zeros_like(image)
     return mean_of_views(image, np.eye(3) if to_image is None else to_image, intrinsics.matrix,
                          motion, steps)
-
-
-@lru_cache
-def _field_of_corners(intrinsics: CameraIntrinsics) -> np.ndarray:
-    return motion_field_matrix(
-        np.array([[0.0, 0.0], [intrinsics.width_px, intrinsics.height_px]]), intrinsics)
 
 
 def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray) -> np.ndarray:
@@ -221,4 +226,4 @@ def field_of_pixels(intrinsics: CameraIntrinsics) -> np.ndarray:
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.linalg.norm(a[:3] - b[:3]) > 0.01)
+    return math.dist(a[:3], b[:3]) > 0.01

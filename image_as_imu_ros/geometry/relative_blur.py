@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from image_as_imu_ros.geometry.alignment import Alignment, blurred_along, field_of_pixels
-from image_as_imu_ros.geometry.motion_field import motion_field_matrix
+from image_as_imu_ros.geometry.alignment import (
+    Alignment,
+    blurred_along,
+    field_of_pixels,
+    reach_px,
+)
 from image_as_imu_ros.geometry.photometric import compared, homography_of
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -56,10 +60,6 @@ class RelativeBlurSolver:
                                            intrinsics.height_px // REDUCTION)
         self._size = (self._reduced.width_px, self._reduced.height_px)
         self._field = np.ascontiguousarray(field_of_pixels(self._reduced)[:, :3])
-        width, height = self._size
-        self._corners = motion_field_matrix(np.array(
-            [[0.0, 0.0], [width - 1, 0.0], [0.0, height - 1], [width - 1, height - 1]]),
-            self._reduced)
 
     def compare(self, earlier: np.ndarray, later: np.ndarray, alignment: Alignment,
                 earlier_motion: np.ndarray, later_motion: np.ndarray) -> RelativeBlur | None:
@@ -106,7 +106,7 @@ class RelativeBlurSolver:
 
     def _inner(self, to_earlier: np.ndarray, motions: list[np.ndarray]) -> np.ndarray:
         """Indices (N,) of pixels, of every other row, that only the common scene blurs."""
-        reach = sum(np.linalg.norm(self._corners @ motion, axis=-1).max() for motion in motions)
+        reach = sum(reach_px(self._reduced, motion) for motion in motions)
         border = int(min(BORDER_PX + reach / 2, min(self._size) // 4))
         seen = cv2.warpPerspective(np.ones(self._size[::-1], np.uint8), to_earlier, self._size,
                                    flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST)
