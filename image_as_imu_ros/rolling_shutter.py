@@ -347,7 +347,7 @@ class BandEstimator:
                 # rows of a band turned by a little more or less than its middle
                 within = (later_s - time_s)[:, None] * self._filter.mean[3:6] \
                     - (seen_s - mean_s)[:, None] * self._rate_before(mean_s)
-                offset = np.einsum('nij,nj->in', field, within).astype(np.float32)
+                offset = np.einsum('nij,nj->in', field, within)
                 found = pyramid.level.part(chosen, offset).refine(np.pad(turn, (0, 3)), ITERATIONS)
                 if found is not None and (best is None
                                           or found.similarity > best[0].similarity):

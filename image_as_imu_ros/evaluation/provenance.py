@@ -18,9 +18,9 @@ from image_as_imu_ros.evaluation.sources.recording import Recording
 from image_as_imu_ros.model.weights import SHIPPED
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ESTIMATING_CODE = ('estimator.py', 'batches.py', 'stream.py', 'motion_filter.py', 'smoothing.py',
-                   'rolling_shutter.py', 'types.py', 'image_decoding.py', 'geometry', 'model',
-                   'evaluation/sources', 'evaluation/estimation.py')
+ESTIMATING_CODE = ('estimator.py', 'batches.py', 'compiled.py', 'stream.py', 'motion_filter.py',
+                   'smoothing.py', 'rolling_shutter.py', 'types.py', 'image_decoding.py',
+                   'geometry', 'model', 'evaluation/sources', 'evaluation/estimation.py')
 """Files and folders of the package that estimates depend on."""
 
 _DISTRIBUTIONS = {'numpy': 'numpy', 'scipy': 'scipy', 'torch': 'torch', 'timm': 'timm',

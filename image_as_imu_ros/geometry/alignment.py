@@ -33,7 +33,6 @@ MAX_PIXELS = 6000
 NEIGHBOURHOOD_PX = 15
 BLUR_STEP_PX = 1.6
 MAX_VIEWS = 24
-FACING = np.array([0.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Level:
         # means do not matter, and small numbers are the more exact
         self.earlier = earlier - cv2.mean(earlier)[0]
         self.camera = intrinsics.matrix
-        self.values = later.ravel()[self.chosen] - np.float32(cv2.mean(later)[0])
+        self.values = later.ravel()[self.chosen] - cv2.mean(later)[0]
         self.jacobian = jacobian_at(self.chosen, gx.ravel(), gy.ravel(), field)
         self.pixels = np.stack(np.divmod(self.chosen, later.shape[1])[::-1]).astype(np.float32)
         self.offset_px = np.zeros_like(self.pixels)
@@ -84,11 +83,13 @@ class Level:
         Some of the pixels, each displaced by so much more than the common motion tells.
 
         :param chosen: (N,) bool, n of them
-        :param offset_px: (2, n) float32
+        :param offset_px: (2, n)
         """
         part = copy.copy(self)
-        part.values, part.jacobian = self.values[chosen], self.jacobian[:, chosen]
-        part.pixels, part.offset_px = self.pixels[:, chosen], offset_px
+        part.values = self.values[chosen]
+        part.jacobian, part.pixels = (np.compress(chosen, each, axis=1)
+                                      for each in (self.jacobian, self.pixels))
+        part.offset_px = np.ascontiguousarray(offset_px, np.float32)
         return part
 
     def refine(self, start: np.ndarray, iterations: int) -> Alignment | None:
