@@ -54,6 +54,12 @@ def singer(elapsed_s: float, acceleration: float,
     return transition, noise
 
 
+def of_each_axis(matrix: np.ndarray) -> np.ndarray:
+    """Let a matrix (n, n) hold for each of three axes: (3 n, 3 n)."""
+    size = 3 * len(matrix)
+    return (matrix[:, None, :, None] * np.eye(3)[:, None]).reshape(size, size)
+
+
 def mahalanobis(innovation: np.ndarray, spread: np.ndarray) -> float:
     """Squared Mahalanobis distance of an innovation (m,) of a covariance (m, m)."""
     return float(innovation @ np.linalg.solve(spread, innovation))
@@ -71,10 +77,9 @@ def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value:
         measurement from what was expected
     """
     innovation, known = value - matrix @ mean, matrix @ covariance
-    spread = known @ matrix.T + noise
-    distance = mahalanobis(innovation, spread)
-    spread *= max(1.0, distance / GATE)
-    gain = np.linalg.solve(spread, known).T
+    solved = np.linalg.solve(known @ matrix.T + noise, np.column_stack([known, innovation]))
+    distance = float(innovation @ solved[:, -1])
+    gain = solved[:, :-1].T / max(1.0, distance / GATE)
     covariance = covariance - gain @ known
     return mean + gain @ innovation, 0.5 * (covariance + covariance.T), distance
 
@@ -173,7 +178,7 @@ class MotionFilter:
         spread[1, 3] = spread[3, 1] = -slope
         spread[1, 4] = spread[4, 1] = 1.0
         self.mean = np.zeros(3 * len(spread))
-        self.covariance = np.kron(spread, np.eye(3)) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
+        self.covariance = of_each_axis(spread) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._distance, self._measured = 1.0 / DISTANCE_SHARE, PRIOR_MEASURED
 
@@ -226,9 +231,9 @@ class MotionFilter:
         transition[6:, 6], noise[6:, 6:] = fading(elapsed_s, self.VELOCITY_LENGTH_S)
         noise[6:, 6:] *= (self.VELOCITY_PER_RATE * self.recent_rate) ** 2 \
             + self.VELOCITY_FLOOR ** 2
-        full = np.kron(transition, np.eye(3))
+        full = of_each_axis(transition)
         self.mean = full @ self.mean
-        self.covariance = full @ self.covariance @ full.T + np.kron(noise, np.eye(3))
+        self.covariance = full @ self.covariance @ full.T + of_each_axis(noise)
         self._prediction = full, self.mean, self.covariance
 
     @property
@@ -282,8 +287,9 @@ class MotionFilter:
         power, directions = np.linalg.eigh(information)
         told = power > LEAST_INFORMATION * power[-1]
         power, directions = power[told], directions[:, told].T
-        return self._take_in(directions @ np.eye(len(self.mean))[entries],
-                             directions @ vector / power,
+        matrix = np.zeros((len(power), len(self.mean)))
+        matrix[:, entries] = directions
+        return self._take_in(matrix, directions @ vector / power,
                              np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
 
     def _take_in(self, matrix: np.ndarray, value: np.ndarray, noise: np.ndarray) -> float:

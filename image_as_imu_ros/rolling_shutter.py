@@ -16,14 +16,14 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
-from image_as_imu_ros.geometry.alignment import Alignment, Level
-from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.geometry.alignment import Alignment, Level, field_of_pixels
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
     BlurGain,
     MotionFilter,
     mahalanobis,
+    of_each_axis,
     singer,
     updated,
 )
@@ -100,10 +100,10 @@ class BandFilter:
         """Go on by some time."""
         transition, noise = singer(elapsed_s, acceleration, self.CORRELATION_S)
         full = np.eye(len(self.mean))
-        full[:9, :9] = np.kron(transition, np.eye(3))
+        full[:9, :9] = of_each_axis(transition)
         self.mean = full @ self.mean
         self.covariance = full @ self.covariance @ full.T
-        self.covariance[:9, :9] += np.kron(noise, np.eye(3))
+        self.covariance[:9, :9] += of_each_axis(noise)
 
     def copy(self, start: int) -> int:
         """Keep a copy of state entries start to start + 3; tells where it begins."""
@@ -155,7 +155,7 @@ class _Pyramid:
     level: Level
     intrinsics: CameraIntrinsics
     field: np.ndarray
-    """(N, 2, 6), motion field at the level's pixels."""
+    """(N, 2, 3), motion field of rotations at the level's pixels."""
 
     def matched(self, rows: slice) -> np.ndarray:
         """The pan (3,) under which the middle of a band is found in the earlier image, rad."""
@@ -312,13 +312,12 @@ class BandEstimator:
         for scale in REDUCTIONS:
             size = (current.intrinsics.width_px // scale, current.intrinsics.height_px // scale)
             reduced = current.intrinsics.resized(*size)
-            field = motion_field_matrix(pixel_grid(*size, 1), reduced).astype(np.float32)
-            field = field.reshape(-1, 2, 6)
+            field = field_of_pixels(reduced)
             earlier, later = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (
                 previous.working_image, current.working_image))
             level = Level(earlier, later, reduced, field)
-            x, y, _ = level.pixels.astype(int)
-            pyramids.append(_Pyramid(scale, later, level, reduced, field[y * size[0] + x]))
+            pyramids.append(_Pyramid(scale, later, level, reduced, np.ascontiguousarray(
+                field[:, :3, level.chosen].transpose(2, 0, 1))))
         return pyramids
 
     def _align(self, pyramids: list[_Pyramid], rows: slice, time_s: float, stamp_s: float,
@@ -342,13 +341,13 @@ class BandEstimator:
             later_s = stamp_s + row_offset_s(y, pyramid.intrinsics, frame)
             best = None
             for turn in starts:
-                seen_at = y - (field[:, :, :3] @ turn)[:, 1]
+                seen_at = y - (field @ turn)[:, 1]
                 seen_s = row_offset_s(seen_at, pyramid.intrinsics, frame)
                 mean_s = float(np.clip(seen_s.mean(), self._times_s[0], self._times_s[-1]))
                 # rows of a band turned by a little more or less than its middle
                 within = (later_s - time_s)[:, None] * self._filter.mean[3:6] \
                     - (seen_s - mean_s)[:, None] * self._rate_before(mean_s)
-                offset = np.einsum('nij,nj->in', field[:, :, :3], within).astype(np.float32)
+                offset = np.einsum('nij,nj->in', field, within)
                 found = pyramid.level.part(chosen, offset).refine(np.pad(turn, (0, 3)), ITERATIONS)
                 if found is not None and (best is None
                                           or found.similarity > best[0].similarity):

@@ -44,9 +44,14 @@ from rclpy.qos import (
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
+from image_as_imu_ros.config import EstimatorConfig
+from image_as_imu_ros.estimator import VisualGyroscope
+from image_as_imu_ros.geometry.alignment import PairAligner
+from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
 from image_as_imu_ros.ros.conversions import ns_to_stamp, stamp_to_ns
-from image_as_imu_ros.ros.node import VisualImu
+from image_as_imu_ros.ros.node import VisualImu, warm_up
 from image_as_imu_ros.ros.transforms import optical_transform
+from image_as_imu_ros.stream import StreamEstimator
 
 FRAME_ID = 'camera_optical_frame'
 DEADLINE_S = 30.0
@@ -696,6 +701,21 @@ def test_process_measures_and_ends_cleanly_on_a_signal(blurred_sequence, number)
     assert 'Traceback' not in log
     own = shared - shared_memory_of(os.getpid())
     assert own and not [path for path in own if path.exists()]
+
+
+def test_warm_up_runs_all_that_a_stream_runs(monkeypatch):
+    ran = set()
+    for owner, name in ((PairAligner, 'align'), (RelativeBlurSolver, 'compare')):
+        def watched(*args, name=name, run=getattr(owner, name)):
+            result = run(*args)
+            if result is not None:
+                ran.add(name)
+            return result
+        monkeypatch.setattr(owner, name, watched)
+    stream = StreamEstimator(VisualGyroscope(EstimatorConfig(threads=1)))
+    warm_up(stream)
+    assert ran == {'align', 'compare'}
+    assert stream.measurement is None
 
 
 OVERBURDENED = """

@@ -15,10 +15,11 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from image_as_imu_ros.geometry.alignment import FACING, Alignment, with_blur
-from image_as_imu_ros.geometry.motion_field import plane_homography
+from image_as_imu_ros.geometry.alignment import Alignment, with_blur
+from image_as_imu_ros.geometry.photometric import homography_of
 from image_as_imu_ros.types import CameraIntrinsics
 
+FACING = np.array([0.0, 0.0, 1.0])
 GRAY_LEVELS = 255.0
 WINDOW_PX = 9
 BORDER_PX = 7
@@ -51,8 +52,7 @@ def refine_rotation(earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIn
     """
     rotation = Rotation.from_rotvec(alignment.motion[:3])
     translation = alignment.motion[3:]
-    (to_earlier,) = plane_homography(intrinsics, rotation.as_matrix()[None], translation[None],
-                                     FACING)
+    to_earlier = homography_of(intrinsics.matrix, alignment.motion)
     images = [np.clip(GRAY_LEVELS * (image if blur is None else with_blur(
         image, intrinsics, blur)), 0.0, GRAY_LEVELS).astype(np.uint8)
               for image, blur in ((earlier, later_blur), (later, earlier_blur))]

@@ -1,4 +1,4 @@
-"""What the critic sees of images, as `length_features.hill_features`, in torch, of many at once."""
+"""What the critic sees of images, as `hill_features`, in torch, of many at once."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -59,8 +60,8 @@ COMPANION_DEPTH = 10
 STOP_WAIT_S = 1.0
 """How long the end of the image in work is waited for; an interrupted node ends within 2 s."""
 
-WARM_UP_FRAMES = 2
-"""The second one is also aligned with the first."""
+WARM_UP_FRAMES = 3
+"""At the third, blurs are also compared with each other."""
 
 LATENESS_S = 0.5
 """An image that is older than one before by more than this tells of a jump in time."""
@@ -618,11 +619,15 @@ def assemble_frame(taken: Taken, exposure: Exposure, config: NodeConfig,
 
 def warm_up(stream: StreamEstimator) -> None:
     """Let the first images be as quick as the others."""
-    random = np.random.default_rng(0)
     intrinsics = CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
+    cells = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8)
+    scene = cv2.resize(cells, (320, 240), interpolation=cv2.INTER_LINEAR)
     for index in range(WARM_UP_FRAMES):
-        image = random.integers(0, 256, (240, 320), np.uint8)
-        stream.process(Frame(image, index * 33_000_000, intrinsics, exposure_time_s=0.01))
+        views = [cv2.warpAffine(scene, cv2.getRotationMatrix2D((159.5, 119.5), roll_deg, 1.0),
+                                (320, 240), borderMode=cv2.BORDER_REFLECT)
+                 for roll_deg in 6.0 * index + np.linspace(0.0, 2.4, 5)]
+        stream.process(Frame(np.mean(views, axis=0).astype(np.uint8), index * 32_000_000,
+                             intrinsics, exposure_time_s=0.4 * 0.032))
     stream.reset()
 
 

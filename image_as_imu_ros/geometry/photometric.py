@@ -1,0 +1,438 @@
+"""Compiled loops over the pixels of images that are laid over each other."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from image_as_imu_ros.compiled import compiled
+
+MIN_OVERLAP = 0.35
+"""Least share of the pixels that must be seen in both images."""
+PIXELS_PER_WITNESS = 200.0
+"""Neighbouring residuals are alike: so many pixels count as one independent witness."""
+OUTLIER = 2.5
+"""Standard deviations from which on a residual counts less."""
+LEAST_NOISE = 1e-3
+LEAST_MISFIT = 0.02
+"""Noise of images of unit contrast, however alike they are."""
+TRANSLATION_PRIOR = 0.15
+TRANSLATION_PRIOR_FLOOR = 0.004
+WEAK_PRIOR = 1e-3
+ZERO, ONE, NEAR = np.float32(0.0), np.float32(1.0), np.float32(1e-3)
+"""A product of numbers of 32 and 64 bits is slow."""
+BELOW_ONE = np.float32(1.0 - 2.0 ** -23)
+NOT_COUNTED = np.float32(-1.0)
+DIGITS = ((31, 20), (20, 10), (10, 0))
+"""Last bit of what is before, and of, each digit of a float32 that is taken as an integer."""
+
+
+@compiled
+def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
+                  count: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Mean of what a camera sees along a motion; the image goes on beyond its border.
+
+    :param image: (h, w) float32
+    :param to_image: homography (3, 3), from what the camera sees without motion to the image
+    :param camera: camera matrix (3, 3), px
+    :param motion: (6,), rotation vector and translation / Z
+    :param count: of views, in even steps
+    :returns: mean of the views, and of each times its time, -0.5 to 0.5, both (h, w) float32
+    """
+    height, width = image.shape
+    pixels, columns = image.ravel(), np.empty(width, np.float32)
+    for i in range(width):
+        columns[i] = i
+    mean, moment = np.zeros_like(image), np.zeros_like(image)
+    corners = np.empty(width, np.uint32)
+    across, down = np.empty(width, np.float32), np.empty(width, np.float32)
+    rotation, plane = np.empty((3, 3)), np.empty((3, 3))
+    h = np.zeros((3, 3), np.float32)
+    for k in range(count):
+        time = (k + 0.5) / count - 0.5
+        _write_rotation(rotation, _quaternion(time * motion[0], time * motion[1],
+                                              time * motion[2]))
+        _write_homography(plane, camera, rotation, time * motion[3], time * motion[4],
+                          time * motion[5])
+        for i in range(3):
+            for j in range(3):
+                h[i, j] = to_image[i, 0] * plane[0, j] + to_image[i, 1] * plane[1, j] \
+                    + to_image[i, 2] * plane[2, j]
+        weight = np.float32(1.0 / count)
+        timed_weight = np.float32(time / count)
+        for row in range(height):
+            y, total, timed = np.float32(row), mean[row], moment[row]
+            x0, y0, z0 = h[0, 1] * y + h[0, 2], h[1, 1] * y + h[1, 2], h[2, 1] * y + h[2, 2]
+            for i in range(width):
+                over_z = ONE / max(h[2, 0] * columns[i] + z0, NEAR)
+                corners[i], across[i], down[i] = _place(
+                    (h[0, 0] * columns[i] + x0) * over_z, (h[1, 0] * columns[i] + y0) * over_z,
+                    width, height)
+            for i in range(width):
+                value = _between(pixels, corners[i], width, across[i], down[i])
+                total[i] += weight * value
+                timed[i] += timed_weight * value
+    return mean, moment
+
+
+@compiled
+def strongest(strength: np.ndarray, count: int) -> np.ndarray:
+    """Ascending indices of that many of the greatest of non-negative numbers (N,) float32."""
+    least = magnitude_of_rank(strength, len(strength) - count)
+    spare = count  # for those that equal it
+    for i in range(len(strength)):
+        spare -= strength[i] > least
+    chosen, found = np.empty(count, np.int64), 0
+    for i in range(len(strength)):
+        equal = strength[i] == least and spare > 0
+        spare -= equal
+        if equal or strength[i] > least:
+            chosen[found] = i
+            found += 1
+    return chosen
+
+
+@compiled
+def jacobian_at(chosen: np.ndarray, gx: np.ndarray, gy: np.ndarray,
+                field: np.ndarray) -> np.ndarray:
+    """
+    Change of an image's pixels as the camera moves.
+
+    :param chosen: (N,), indices of pixels
+    :param gx, gy: (M,) float32, of all pixels
+    :param field: (2, D, M) float32, motion field at all pixels
+    :returns: (D, N)
+    """
+    jacobian = np.empty((field.shape[1], len(chosen)), np.float32)
+    for d in range(len(jacobian)):
+        for i in range(len(chosen)):
+            at = chosen[i]
+            jacobian[d, i] = gx[at] * field[0, d, at] + gy[at] * field[1, d, at]
+    return jacobian
+
+
+@compiled
+def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px: np.ndarray,
+            jacobian: np.ndarray, camera: np.ndarray, start: np.ndarray,
+            iterations: int) -> tuple[np.ndarray, np.ndarray, float, float, float]:
+    """
+    Improve a motion by Gauss-Newton steps, by how alike it makes two images.
+
+    The constant Jacobian is that of the later image (inverse composition).
+
+    :param image: (h, w) float32, the earlier one, less its mean
+    :param values: (N,) float32, pixels of the later one, less its mean
+    :param pixels: (2, N) float32, where those are
+    :param offset_px: (2, N) float32, their displacement beyond the common motion
+    :param jacobian: (6, N) float32
+    :param camera: camera matrix (3, 3), px
+    :param start: (6,), rotation vector and translation / Z
+    :returns: motion (6,), covariance (6, 6), similarity, share of inliers, and variance of the
+        translation by the prior; a similarity of -inf where the images overlap too little
+    """
+    height, width = image.shape
+    right, bottom = np.float32(width - 1), np.float32(height - 1)
+    count = len(values)
+    earlier = image.ravel()
+    corners, seen = np.empty(count, np.uint32), np.empty(count, np.float32)
+    across, down = np.empty(count, np.float32), np.empty(count, np.float32)
+    residual, magnitude = np.empty(count, np.float32), np.empty(count, np.float32)
+    rotation, homography = np.empty((3, 3)), np.empty((3, 3))
+    h, step = np.empty((3, 3), np.float32), np.empty(6)
+    motion, covariance = np.empty(6), np.empty((6, 6))
+    for d in range(6):
+        motion[d] = start[d]
+    turn = _quaternion(start[0], start[1], start[2])
+    similarity = inlier_share = spread = 0.0
+    for _ in range(iterations):
+        _write_rotation(rotation, turn)
+        _write_homography(homography, camera, rotation, motion[3], motion[4], motion[5])
+        for i in range(3):
+            for j in range(3):
+                h[i, j] = homography[i, j]
+        for i in range(count):
+            x, y = pixels[0, i], pixels[1, i]
+            over_z = ONE / max(h[2, 0] * x + h[2, 1] * y + h[2, 2], NEAR)
+            u = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * over_z - offset_px[0, i]
+            v = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * over_z - offset_px[1, i]
+            inside = (u >= ZERO) & (u <= right) & (v >= ZERO) & (v <= bottom)
+            seen[i] = ONE if inside else ZERO
+            corners[i], across[i], down[i] = _place(u, v, width, height)
+        for i in range(count):
+            residual[i] = _between(earlier, corners[i], width, across[i], down[i])
+        number = a_sum = b_sum = aa_sum = bb_sum = ZERO
+        for i in range(count):
+            a, b = residual[i] * seen[i], values[i] * seen[i]
+            number += seen[i]
+            a_sum += a
+            b_sum += b
+            aa_sum += a * a
+            bb_sum += b * b
+        if number < MIN_OVERLAP * count:
+            similarity = -math.inf
+            break
+        a_power = max(float(aa_sum - a_sum * a_sum / number), 0.0) + 1e-6
+        b_power = max(float(bb_sum - b_sum * b_sum / number), 0.0) + 1e-6
+        factor = np.float32(math.sqrt(b_power / a_power))  # exposure or white level may change
+        shift = (b_sum - factor * a_sum) / number
+        misfit = ZERO
+        for i in range(count):
+            residual[i] = (residual[i] * factor - values[i] + shift) * seen[i]
+            misfit += residual[i] * residual[i]
+            magnitude[i] = abs(residual[i]) if seen[i] > ZERO else NOT_COUNTED
+        similarity = 1.0 - misfit / (2.0 * b_power)
+        information, vector, inliers = weighted_sums(jacobian, residual, magnitude, int(number),
+                                                     LEAST_NOISE)
+        inlier_share = inliers / number
+        angle = _angle(turn)
+        spread = TRANSLATION_PRIOR ** 2 * angle * angle + TRANSLATION_PRIOR_FLOOR ** 2
+        for d in range(6):
+            information[d, d] += WEAK_PRIOR
+            if d >= 3:
+                information[d, d] += 1.0 / spread
+                vector[d] -= motion[d] / spread
+        _write_inverse(covariance, information)
+        for d in range(6):
+            step[d] = _dot(covariance[d], vector)
+        turn = _composed(turn, _quaternion(step[0], step[1], step[2]))
+        _write_rotation(rotation, turn)
+        for d in range(3):
+            motion[3 + d] += _dot(rotation[d], step[3:])
+    scale = _vector_scale(turn)
+    for d in range(3):
+        motion[d] = scale * turn[1 + d]
+    return motion, covariance, similarity, inlier_share, spread
+
+
+@compiled
+def compared(blurred: np.ndarray, moments_x: np.ndarray, moments_y: np.ndarray,
+             chosen: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Least squares of what two images differ by, over a change of the motions that blur them.
+
+    Each image, taken to unit contrast, has the blur of both; a longer way takes what is seen
+    before and after further off.
+
+    :param blurred: (2, M) float32, the images
+    :param moments_x, moments_y: (2, M) float32, gradients of their views, each times its time
+    :param chosen: (N,), indices of the pixels
+    :param field: (2, 3, M) float32, motion field of rotations
+    :returns: information (6, 6) and vector (6,) of the change of the rotations of both
+    """
+    count = len(chosen)
+    residual, jacobian = np.zeros(count, np.float32), np.empty((6, count), np.float32)
+    value = np.empty(count, np.float32)
+    for image in range(2):
+        sign = ONE - np.float32(2 * image)
+        mean = ZERO
+        for i in range(count):
+            value[i] = blurred[image, chosen[i]]
+            mean += value[i]
+        mean /= np.float32(count)
+        power = ZERO
+        for i in range(count):
+            value[i] -= mean
+            power += value[i] * value[i]
+        over_contrast = ONE / (np.float32(math.sqrt(power / np.float32(count)))
+                               + np.float32(1e-9))
+        for i in range(count):
+            value[i] *= over_contrast
+            residual[i] += sign * value[i]
+        # each image is blurred by the other's motion
+        slopes = jacobian_at(chosen, moments_x[image], moments_y[image], field)
+        for d in range(3):
+            slope = slopes[d]
+            along = ZERO
+            for i in range(count):
+                along += value[i] * slope[i]
+            along /= np.float32(count)
+            target = jacobian[d + 3 * (1 - image)]
+            for i in range(count):
+                target[i] = sign * over_contrast * (along * value[i] - slope[i])
+    information, vector, _ = weighted_sums(jacobian, residual, np.abs(residual), count,
+                                           LEAST_MISFIT)
+    return information, -vector
+
+
+@compiled
+def homography_of(camera: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """
+    Homography from the later camera's pixels to the earlier one's, of a scene at one depth.
+
+    :param camera: camera matrix (3, 3) of both, px
+    :param motion: (6,), rotation vector of the later camera in the earlier one's axes, and
+        translation over the depth
+    :returns: (3, 3)
+    """
+    rotation, homography = np.empty((3, 3)), np.empty((3, 3))
+    _write_rotation(rotation, _quaternion(motion[0], motion[1], motion[2]))
+    _write_homography(homography, camera, rotation, motion[3], motion[4], motion[5])
+    return homography
+
+
+@compiled
+def magnitude_of_rank(magnitudes: np.ndarray, rank: int) -> float:
+    """
+    Find the number that so many others are below.
+
+    :param magnitudes: (N,) float32; negative ones do not count
+    """
+    bits = magnitudes.view(np.int32)  # in the order of the numbers
+    counts, prefix = np.zeros(1 << 11, np.int64), 0
+    for before, last in DIGITS:
+        counts[:] = 0
+        mask = (1 << (before - last)) - 1
+        for i in range(len(bits)):
+            if bits[i] >> before == prefix:
+                counts[(bits[i] >> last) & mask] += 1
+        digit = 0
+        while digit < mask and rank >= counts[digit]:
+            rank -= counts[digit]
+            digit += 1
+        prefix = (prefix << (before - last)) | digit
+    i = 0
+    while bits[i] != prefix:
+        i += 1
+    return magnitudes[i]
+
+
+@compiled
+def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndarray, count: int,
+                  least_noise: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """
+    Sums of robust least squares.
+
+    Weights are the inverse variance, less for outliers and for neighbours.
+
+    :param jacobian: (6, N) float32
+    :param residual, magnitude: (N,) float32; where the magnitude is negative it does not count
+    :param count: of those that do
+    :param least_noise: the standard deviation of residuals is at least so much
+    :returns: information (6, 6), vector (6,), and the number of inliers
+    """
+    noise = 1.4826 * magnitude_of_rank(magnitude, count // 2) + least_noise
+    scale = np.float32(1.0 / (OUTLIER * noise) ** 2)
+    full = np.float32(1.0 / (PIXELS_PER_WITNESS * noise ** 2))
+    weight, weighted = np.empty(len(residual), np.float32), np.empty(len(residual), np.float32)
+    inliers = 0
+    for i in range(len(residual)):
+        square = residual[i] * residual[i] * scale
+        counts = magnitude[i] >= ZERO
+        weight[i] = full / ((ONE + square) * (ONE + square)) if counts else ZERO
+        inliers += counts & (square < ONE)
+    information, vector = np.empty((6, 6)), np.empty(6)
+    for a in range(6):
+        for i in range(len(weight)):
+            weighted[i] = weight[i] * jacobian[a, i]
+        vector[a] = _dot(weighted, residual)
+        for b in range(a + 1):
+            information[a, b] = information[b, a] = _dot(weighted, jacobian[b])
+    return information, vector, inliers
+
+
+@compiled
+def _place(u, v, width, height):
+    """Index of the first of four pixels around a position, and the shares of the others."""
+    u = min(max(u, ZERO), np.float32(width - 1) * BELOW_ONE)
+    v = min(max(v, ZERO), np.float32(height - 1) * BELOW_ONE)
+    left, top = np.int32(u), np.int32(v)
+    return np.uint32(top * width + left), u - np.float32(left), v - np.float32(top)
+
+
+@compiled
+def _between(pixels, corner, width, across, down):
+    """Value between four pixels, of which the first has the given index."""
+    under = corner + width
+    upper = pixels[corner] + across * (pixels[corner + 1] - pixels[corner])
+    lower = pixels[under] + across * (pixels[under + 1] - pixels[under])
+    return upper + down * (lower - upper)
+
+
+@compiled
+def _dot(a, b):
+    total = a[0] * b[0]
+    for i in range(1, len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@compiled
+def _quaternion(x, y, z):
+    """Of a rotation vector: (w, x, y, z)."""
+    angle = math.sqrt(x * x + y * y + z * z)
+    share = math.sin(0.5 * angle) / angle if angle > 1e-9 else 0.5
+    return math.cos(0.5 * angle), share * x, share * y, share * z
+
+
+@compiled
+def _composed(a, b):
+    """Quaternion product."""
+    aw, ax, ay, az = a
+    bw, bx, by, bz = b
+    return (aw * bw - ax * bx - ay * by - az * bz, aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx, aw * bz + ax * by - ay * bx + az * bw)
+
+
+@compiled
+def _angle(quaternion):
+    """Of a rotation, up to a half turn."""
+    w, x, y, z = quaternion
+    return 2.0 * math.atan2(math.sqrt(x * x + y * y + z * z), abs(w))
+
+
+@compiled
+def _vector_scale(quaternion):
+    """What the last three numbers of a quaternion are to be multiplied by for the vector."""
+    w, x, y, z = quaternion
+    length = math.sqrt(x * x + y * y + z * z)
+    return math.copysign(_angle(quaternion) / length if length > 1e-12 else 2.0, w)
+
+
+@compiled
+def _write_rotation(rotation, quaternion):
+    w, x, y, z = quaternion
+    rotation[0, 0] = 1.0 - 2.0 * (y * y + z * z)
+    rotation[0, 1] = 2.0 * (x * y - w * z)
+    rotation[0, 2] = 2.0 * (x * z + w * y)
+    rotation[1, 0] = 2.0 * (x * y + w * z)
+    rotation[1, 1] = 1.0 - 2.0 * (x * x + z * z)
+    rotation[1, 2] = 2.0 * (y * z - w * x)
+    rotation[2, 0] = 2.0 * (x * z - w * y)
+    rotation[2, 1] = 2.0 * (y * z + w * x)
+    rotation[2, 2] = 1.0 - 2.0 * (x * x + y * y)
+
+
+@compiled
+def _write_homography(homography, camera, rotation, tx, ty, tz):
+    """As `homography_of`, of a rotation matrix and a translation."""
+    fx, fy, cx, cy = camera[0, 0], camera[1, 1], camera[0, 2], camera[1, 2]
+    for j in range(3):
+        z = rotation[2, j]
+        homography[0, j] = fx * ((1.0 - tz) * rotation[0, j] + tx * z) + cx * z
+        homography[1, j] = fy * ((1.0 - tz) * rotation[1, j] + ty * z) + cy * z
+        homography[2, j] = z
+    for i in range(3):
+        homography[i, 0] /= fx
+        homography[i, 1] /= fy
+        homography[i, 2] -= cx * homography[i, 0] + cy * homography[i, 1]
+
+
+@compiled
+def _write_inverse(inverse, matrix):
+    """Of a positive definite matrix, which is lost, by Gauss-Jordan elimination."""
+    size = len(matrix)
+    for i in range(size):
+        for j in range(size):
+            inverse[i, j] = 1.0 if i == j else 0.0
+    for pivot in range(size):
+        share = 1.0 / matrix[pivot, pivot]
+        for j in range(size):
+            matrix[pivot, j] *= share
+            inverse[pivot, j] *= share
+        for i in range(size):
+            factor = matrix[i, pivot] if i != pivot else 0.0
+            for j in range(size):
+                matrix[i, j] -= factor * matrix[pivot, j]
+                inverse[i, j] -= factor * inverse[pivot, j]

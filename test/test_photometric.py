@@ -1,0 +1,79 @@
+"""Compiled loops over pixels give what OpenCV and numpy do."""
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from image_as_imu_ros.geometry.motion_field import plane_homography
+from image_as_imu_ros.geometry.photometric import (
+    LEAST_NOISE,
+    OUTLIER,
+    PIXELS_PER_WITNESS,
+    homography_of,
+    magnitude_of_rank,
+    mean_of_views,
+    strongest,
+    weighted_sums,
+)
+from image_as_imu_ros.types import CameraIntrinsics
+
+CAMERA = CameraIntrinsics(80, 60, 70.0, 72.0, 38.0, 31.0)
+MOTION = np.array([0.05, -0.08, 0.12, 0.03, -0.02, 0.04])
+
+
+def plane(motion):
+    return plane_homography(CAMERA, Rotation.from_rotvec(motion[:3]).as_matrix()[None],
+                            motion[None, 3:], np.array([0.0, 0.0, 1.0]))[0]
+
+
+@pytest.mark.parametrize('factor', [0.0, 1.0, 10.0])
+def test_homography_is_that_of_a_plane_that_faces_the_camera(factor):
+    motion = factor * MOTION
+    np.testing.assert_allclose(homography_of(CAMERA.matrix, motion), plane(motion), atol=1e-9)
+
+
+def test_mean_of_views_is_that_of_warped_images():
+    image = np.random.default_rng(0).random((60, 80), np.float32)
+    to_image, times = plane(-0.7 * MOTION), np.array([-0.375, -0.125, 0.125, 0.375])
+    views = [cv2.warpPerspective(image, to_image @ plane(time * MOTION), (80, 60),
+                                 flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                                 borderMode=cv2.BORDER_REPLICATE) for time in times]
+    mean, moment = mean_of_views(image, to_image, CAMERA.matrix, MOTION, 4)
+    # some releases of OpenCV round positions to 1/32 px
+    np.testing.assert_allclose(mean, np.mean(views, axis=0), atol=0.05)
+    np.testing.assert_allclose(moment, np.tensordot(times, views, 1) / 4, atol=0.02)
+
+
+@pytest.mark.parametrize('rank', [0, 40, 99])
+def test_magnitude_of_a_rank_leaves_out_what_does_not_count(rank):
+    random = np.random.default_rng(1)
+    counted = np.abs(random.standard_normal(100)).astype(np.float32)
+    counted[:30] = counted[30]  # ties
+    magnitudes = np.concatenate([counted, np.full(50, -1.0, np.float32)])
+    assert magnitude_of_rank(random.permutation(magnitudes), rank) == np.sort(counted)[rank]
+
+
+@pytest.mark.parametrize('distinct', [5, 1000])
+def test_strongest_are_chosen_ties_or_not(distinct):
+    strength = np.random.default_rng(2).integers(0, distinct, 1000).astype(np.float32)
+    chosen = strongest(strength, 300)
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(np.sort(strength[chosen]), np.sort(strength)[-300:])
+
+
+def test_sums_are_those_of_robust_least_squares():
+    random = np.random.default_rng(3)
+    jacobian, residual = random.standard_normal((6, 500)), 0.1 * random.standard_normal(500)
+    residual[::7] *= 8.0
+    counts = random.random(500) < 0.8
+    magnitude = np.where(counts, np.abs(residual), -1.0)
+    information, vector, inliers = weighted_sums(
+        *(each.astype(np.float32) for each in (jacobian, residual, magnitude)),
+        int(counts.sum()), LEAST_NOISE)
+    noise = 1.4826 * np.sort(magnitude[counts])[counts.sum() // 2] + LEAST_NOISE
+    weight = counts / ((1.0 + (residual / (OUTLIER * noise)) ** 2) ** 2
+                       * PIXELS_PER_WITNESS * noise ** 2)
+    np.testing.assert_allclose(information, weight * jacobian @ jacobian.T, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(vector, weight * jacobian @ residual, rtol=1e-4, atol=1e-2)
+    assert inliers == (np.abs(residual[counts]) < OUTLIER * noise).sum()
