@@ -219,10 +219,12 @@ class TrainingConfig:
         "which learns by the paper's losses")
     widths: tuple = setting((32, 64, 96, 128), 'channels at strides 4, 8, 16 and 32 (of timm '
                             'backbones, of their decoder); the reference network has its own')
+    ranks: tuple = setting((0, 0, 0, 0), "of the compact network's convolutions there; 0 leaves "
+                           'them whole')
     initial: str = setting('', 'weights to start from: .safetensors, checkpoint.pt of a run, or '
                            'a plain state dict of the encoder alone')
-    teacher: str = setting('', 'weights of a network whose distributions a compact one learns '
-                           'besides the truth: a name or .safetensors')
+    teacher: str = setting('', 'weights of a compact network of whole convolutions to start from '
+                           'and to learn from besides the truth: a name or .safetensors')
     crops: int = setting(400_000, 'training images in all, rounded up to whole batches; the '
                          'schedule is laid over them', low=1)
     epochs: int = setting(0, 'passes over the images of recordings or shards, which then decide '

@@ -81,13 +81,14 @@ def run(arguments: argparse.Namespace) -> None:
               f'median {100 * error:.0f} %')
         return
     if arguments.action == 'export':
-        from image_as_imu_ros.model.network import WIDTHS
+        from image_as_imu_ros.model.network import WHOLE, WIDTHS
         from image_as_imu_ros.training.checkpoint import read_checkpoint
         state = read_checkpoint(arguments.checkpoint)
         notes = dict(note.split('=', 1) for note in arguments.note)
         digest = weights.export_weights(state['average'], arguments.output, {
             'architecture': state['architecture'],
             'widths': json.dumps(state['config'].get('widths', WIDTHS)),
+            'ranks': json.dumps(state['config'].get('ranks', WHOLE)),
             'crops': str(state['crops']), 'config': json.dumps(state['config']),
             'validation_loss': f'{state["validation_loss"]:.4f}', **notes})
         print(f'{arguments.output}: sha256 {digest}')

@@ -21,7 +21,7 @@ from image_as_imu_ros.model.distributions import (
     Distributions,
     solve_band,
 )
-from image_as_imu_ros.model.network import WIDTHS, CompactNetwork, DisplacementNetwork
+from image_as_imu_ros.model.network import WHOLE, WIDTHS, CompactNetwork, DisplacementNetwork
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.model.runtimes import Compiled, make_runtime
 from image_as_imu_ros.model.timm_network import TimmNetwork
@@ -167,19 +167,24 @@ def open_network(network: nn.Module, device: str, runtime: str = 'auto') -> Arch
     return DeviceDistributions(network, device, runtime)
 
 
-def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS) -> nn.Module:
+def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS,
+                  ranks: tuple[int, ...] = WHOLE) -> nn.Module:
     """
     Make a network by the name of its architecture, untrained.
 
     :param widths: channels at strides 4, 8, 16 and 32; the reference network has its own
+    :param ranks: of the compact network's convolutions there; 0 leaves them whole
     :raises ConfigError: if there is no such architecture, or it does not take these widths
     """
     if architecture == ReferenceNetwork.architecture:
         return ReferenceNetwork()
     if len(widths) != len(WIDTHS) or min(widths) < 1:
         raise ConfigError(f'widths: {list(widths)} are not {len(WIDTHS)} numbers of channels')
+    if len(ranks) != len(WHOLE) or min(ranks) < 0 \
+            or (any(ranks) and architecture != CompactNetwork.architecture):
+        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of a compact network')
     if architecture == CompactNetwork.architecture:
-        return CompactNetwork(widths)
+        return CompactNetwork(widths, ranks)
     if architecture.startswith(TIMM):
         return TimmNetwork(architecture.removeprefix(TIMM), widths)
     raise ConfigError(f'architecture "{architecture}" is unknown; known are {KNOWN}')

@@ -37,6 +37,8 @@ from image_as_imu_ros.model.weights_files import COMPACT
 
 WIDTHS = (32, 64, 96, 128)
 """Channels of the shipped compact network at strides 4, 8, 16 and 32."""
+WHOLE = (0, 0, 0, 0)
+"""Ranks of whole convolutions there."""
 
 
 class DirectionalStructure(nn.Module):
@@ -186,25 +188,52 @@ def filter_table(displacements: Tensor) -> tuple[Tensor, Tensor]:
     return indices, weights
 
 
+class LowRank(nn.Sequential):
+    """A 3x3 convolution to few channels and, without bias, from those to all."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, rank: int) -> None:
+        super().__init__(nn.Conv2d(channels_in, rank, 3, stride, padding=1, bias=False),
+                         nn.Conv2d(rank, channels_out, 1, bias=False))
+
+    @torch.no_grad()
+    def approximate(self, weight: Tensor) -> None:
+        """
+        Become the nearest to a whole convolution, (channels_out, channels_in, 3, 3).
+
+        Source: Eckart and Young (1936), doi:10.1007/BF02288367.
+        """
+        first, second = self
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        shares = s[:first.out_channels].sqrt()
+        first.weight.copy_((shares[:, None] * v[:len(shares)]).view_as(first.weight))
+        second.weight.copy_((u[:, :len(shares)] * shares).view_as(second.weight))
+
+
+def convolution(channels_in: int, channels_out: int, stride: int = 1,
+                rank: int = 0) -> list[nn.Module]:
+    """3x3 convolution, of a rank unless that is 0, and batch norm."""
+    return [LowRank(channels_in, channels_out, stride, rank) if rank else
+            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out)]
+
+
+def conv(channels_in: int, channels_out: int, stride: int = 1, rank: int = 0) -> nn.Sequential:
+    """3x3 convolution, of a rank unless that is 0, batch norm, ReLU."""
+    return nn.Sequential(*convolution(channels_in, channels_out, stride, rank),
+                         nn.ReLU(inplace=True))
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a skip connection."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rank: int = 0) -> None:
         super().__init__()
-        self.first = conv(channels, channels)
-        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-                                    nn.BatchNorm2d(channels))
+        self.first = conv(channels, channels, rank=rank)
+        self.second = nn.Sequential(*convolution(channels, channels, rank=rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine features of any shape (B, channels, H, W)."""
         return functional.relu(x + self.second(self.first(x)))
-
-
-def conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
 class DisplacementNetwork(nn.Module):
@@ -221,16 +250,18 @@ class DisplacementNetwork(nn.Module):
         super().__init__()
         self.structure, self.correlation = DirectionalStructure(), DerivativeCorrelation()
 
-    def add_decoder(self, channels: tuple[int, int, int], widths: tuple[int, int]) -> None:
+    def add_decoder(self, channels: tuple[int, int, int], widths: tuple[int, int],
+                    ranks: tuple[int, int] = (0, 0)) -> None:
         """
         Add what follows the encoder.
 
         :param channels: of the encoder's features at strides 8, 16 and 32
         :param widths: of the decoder at strides 8 and 16
+        :param ranks: of its convolutions there; 0 leaves them whole
         """
-        (c8, c16, c32), (w8, w16) = channels, widths
-        self.up16 = nn.Sequential(conv(c32 + c16, w16), ResidualBlock(w16))
-        self.up8 = nn.Sequential(conv(w16 + c8, w8), ResidualBlock(w8))
+        (c8, c16, c32), (w8, w16), (r8, r16) = channels, widths, ranks
+        self.up16 = nn.Sequential(conv(c32 + c16, w16, rank=r16), ResidualBlock(w16, r16))
+        self.up8 = nn.Sequential(conv(w16 + c8, w8, rank=r8), ResidualBlock(w8, r8))
         self.head = nn.Sequential(nn.Conv2d(w8, 2 * w8, 1), nn.ReLU(inplace=True),
                                   nn.Conv2d(2 * w8, BINS, 1))
         self.reliability = nn.Conv2d(2 * w8, 2, 1)
@@ -299,8 +330,9 @@ class DisplacementNetwork(nn.Module):
         network = copy.deepcopy(self).eval()
         for module in list(network.modules()):
             if isinstance(module, nn.Sequential) and len(module) > 1 \
-                    and isinstance(module[0], nn.Conv2d) and isinstance(module[1], nn.BatchNorm2d):
-                module[0] = fuse_conv_bn_eval(module[0], module[1])
+                    and isinstance(module[1], nn.BatchNorm2d):
+                owner, last = (module[0], 1) if isinstance(module[0], LowRank) else (module, 0)
+                owner[last] = fuse_conv_bn_eval(owner[last], module[1])
                 module[1] = nn.Identity()
         return network
 
@@ -310,19 +342,24 @@ class CompactNetwork(DisplacementNetwork):
     U-Net at strides 4 to 32 over the directional structure features.
 
     :param widths: channels at strides 4, 8, 16 and 32
+    :param ranks: of the convolutions that end there; 0 leaves them whole
     """
 
     architecture = COMPACT
 
-    def __init__(self, widths: tuple[int, int, int, int] = WIDTHS) -> None:
+    def __init__(self, widths: tuple[int, int, int, int] = WIDTHS,
+                 ranks: tuple[int, int, int, int] = WHOLE) -> None:
         super().__init__()
-        w4, w8, w16, w32 = widths
+        (w4, w8, w16, w32), (r4, r8, r16, r32) = widths, ranks
         self.stage4 = nn.Sequential(nn.BatchNorm2d(DirectionalStructure.channels),
-                                    conv(DirectionalStructure.channels, w4), conv(w4, w4))
-        self.stage8 = nn.Sequential(conv(w4, w8, 2), ResidualBlock(w8))
-        self.stage16 = nn.Sequential(conv(w8, w16, 2), ResidualBlock(w16), ResidualBlock(w16))
-        self.stage32 = nn.Sequential(conv(w16, w32, 2), ResidualBlock(w32), ResidualBlock(w32))
-        self.add_decoder((w8, w16, w32), (w8, w16))
+                                    conv(DirectionalStructure.channels, w4, rank=r4),
+                                    conv(w4, w4, rank=r4))
+        self.stage8 = nn.Sequential(conv(w4, w8, 2, r8), ResidualBlock(w8, r8))
+        self.stage16 = nn.Sequential(conv(w8, w16, 2, r16), ResidualBlock(w16, r16),
+                                     ResidualBlock(w16, r16))
+        self.stage32 = nn.Sequential(conv(w16, w32, 2, r32), ResidualBlock(w32, r32),
+                                     ResidualBlock(w32, r32))
+        self.add_decoder((w8, w16, w32), (w8, w16), (r8, r16))
 
     def encode(self, structure: Tensor, gray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features at strides 8, 16 and 32, of the structure alone."""

@@ -16,6 +16,7 @@ from image_as_imu_ros.errors import ConfigError, WeightsError
 from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.network import (
+    WHOLE,
     WIDTHS,
     CellDistributions,
     CompactNetwork,
@@ -55,8 +56,9 @@ def load_network(file: WeightsFile) -> nn.Module:
     :raises WeightsError: if it is damaged or for an unknown architecture
     """
     try:
-        network = build_network(file.architecture,
-                                tuple(json.loads(file.metadata.get('widths', str(list(WIDTHS))))))
+        widths, ranks = (tuple(json.loads(file.metadata.get(name, str(list(usual)))))
+                         for name, usual in (('widths', WIDTHS), ('ranks', WHOLE)))
+        network = build_network(file.architecture, widths, ranks)
     except (ConfigError, TypeError, ValueError) as error:
         raise WeightsError(f'cannot use weights {file.path}: {error}') from error
     load_strictly(network, read_tensors(file.path)[0], file.path)
@@ -154,8 +156,8 @@ def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[st
     """
     Write a network's state in half precision; the critic, tiny, in single.
 
-    :param metadata: text stored in the file; `architecture` and `widths` are those of the shipped
-        compact network unless it states them
+    :param metadata: text stored in the file; `architecture`, `widths` and `ranks` are those of a
+        compact network of whole convolutions unless it states them
     :returns: sha256 of the file
     """
     tensors = {key: (tensor.half() if tensor.is_floating_point() and

@@ -9,6 +9,7 @@ from torch import nn
 
 from image_as_imu_ros.errors import WeightsError
 from image_as_imu_ros.files import replacing
+from image_as_imu_ros.model.network import LowRank
 from image_as_imu_ros.model.weights import load_strictly, read_tensors
 
 
@@ -53,6 +54,22 @@ def start_from(network: nn.Module, path: Path) -> None:
                                 if name in names}, path)
     else:
         load_strictly(network, tensors, path)
+
+
+def start_from_teacher(network: nn.Module, teacher: nn.Module, name: str) -> None:
+    """
+    Give a network what its teacher has learnt, convolutions of low rank the nearest to its.
+
+    :param name: of the teacher
+    :raises WeightsError: if they differ in more than ranks
+    """
+    tensors = teacher.state_dict()
+    for path, module in network.named_modules():
+        whole = f'{path}.weight'
+        if isinstance(module, LowRank) and whole in tensors:
+            module.approximate(tensors.pop(whole))
+            tensors |= {f'{path}.{key}': tensor for key, tensor in module.state_dict().items()}
+    load_strictly(network, tensors, Path(name))
 
 
 def _load(path: Path) -> dict:

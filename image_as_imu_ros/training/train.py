@@ -23,8 +23,13 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import build_network, open_network
-from image_as_imu_ros.model.weights import load_strictly
-from image_as_imu_ros.training.checkpoint import read_checkpoint, start_from, write_checkpoint
+from image_as_imu_ros.model.weights import load_strictly, load_weights
+from image_as_imu_ros.training.checkpoint import (
+    read_checkpoint,
+    start_from,
+    start_from_teacher,
+    write_checkpoint,
+)
 from image_as_imu_ros.training.dataset import (
     Batch,
     CropBatches,
@@ -119,7 +124,7 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     # the network, its average and its optimiser, new or as they were
     torch.manual_seed(config.seed)
     objective = objective_for(config)
-    network = build_network(config.architecture, config.widths)
+    network = build_network(config.architecture, config.widths, config.ranks)
     network.to(accelerator.device, memory_format=torch.channels_last)
     decay = 0.0 if config.overfit else max(0.0, 1.0 - config.batch / config.ema_crops)
     average = ModelEmaV3(network, decay=decay, use_warmup=True)
@@ -137,10 +142,8 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
     elif config.initial:
         start_from(network, Path(config.initial))
         average.set(network)
-    elif config.teacher:  # what has the same shape whatever the widths
-        for part in ('template', 'critic'):
-            getattr(network, part).load_state_dict(
-                getattr(objective.teacher, part).state_dict())
+    elif config.teacher:
+        start_from_teacher(network, load_weights(config.teacher).network, config.teacher)
         average.set(network)
     model, optimizer = accelerator.prepare(network, optimizer)
 
@@ -298,4 +301,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def as_plain(config: TrainingConfig) -> dict[str, Any]:
     """The settings as YAML and checkpoints hold them."""
-    return {**dataclasses.asdict(config), 'widths': list(config.widths)}
+    return {**dataclasses.asdict(config), 'widths': list(config.widths),
+            'ranks': list(config.ranks)}
