@@ -6,6 +6,7 @@ import torch
 
 from image_as_imu_ros.geometry.blur_solver import (
     CELLS_PER_WITNESS,
+    SCAN_LENGTHS_PX,
     BlurObjective,
     CellMoments,
     Survey,
@@ -110,13 +111,21 @@ def test_gradient_of_the_objective_is_its_slope():
                               CELLS_PER_WITNESS)
     # none of them with displacements along an axis, where the table has a kink
     motions = truth * np.array([[0.5], [0.9], [1.3]]) + [0.01, -0.02, 0.03, 0.002, 0.001, -0.003]
-    _, gradient, _ = objective.evaluate(motions)
     step = 4e-4
-    for k in range(6):
-        ahead, behind = (objective.evaluate(motions + sign * step * np.eye(6)[k])[0]
-                         for sign in (1, -1))
-        np.testing.assert_allclose((ahead - behind) / (2 * step), gradient[:, k],
-                                   atol=0.02 * np.abs(gradient).max())
+    for motion in motions:
+        _, gradient = objective.evaluate(motion)
+        for k in range(6):
+            ahead, behind = (objective.evaluate(motion + sign * step * np.eye(6)[k])[0]
+                             for sign in (1, -1))
+            assert (ahead - behind) / (2 * step) == pytest.approx(
+                gradient[k], abs=0.02 * np.abs(gradient).max())
+
+
+def test_cells_that_make_no_sense_lead_nowhere():
+    logs = np.full((MATRIX[..., 0, 0].size, BINS), -np.inf, np.float32)
+    objective = BlurObjective(logs, MATRIX.reshape(-1, 2, 6), CELLS_PER_WITNESS)
+    _, heights = objective.climb(np.array([MOTIONS[0], np.full(6, np.nan), np.full(6, 1e30)]), 3)
+    assert not np.isfinite(heights).any()
 
 
 def test_cells_are_looked_up_between_their_bins():
@@ -129,15 +138,20 @@ def test_cells_are_looked_up_between_their_bins():
         0, -1))
     expected = (logs[np.arange(len(logs))[:, None], bins.numpy()] * weights.numpy()).sum(axis=-1)
     objective = BlurObjective(logs, matrix, CELLS_PER_WITNESS)
-    np.testing.assert_allclose(objective.cell_values(motions), expected, atol=0.01)
+    values, lengths_px = objective.cell_values(motions)
+    np.testing.assert_allclose(values, expected, atol=0.01)
+    np.testing.assert_allclose(lengths_px, np.linalg.norm(
+        matrix @ motions[:, None, :, None], axis=(-2, -1)), rtol=1e-4)
 
 
-def test_survey_ranks_its_motions_as_the_objective_does():
+def test_likelihoods_are_those_of_the_cells_and_mean_squares_tell_the_rotation():
     motion = np.array(MOTIONS[0])
     logs, matrix = log_probability(motion).reshape(-1, BINS), MATRIX.reshape(-1, 2, 6)
     survey = Survey(matrix[..., :3])
     objective = BlurObjective(logs, matrix, CELLS_PER_WITNESS)
-    expected = objective.cell_values(survey.scan).sum(axis=1)
-    np.testing.assert_allclose(survey.likelihoods(logs), expected, rtol=1e-3)
+    found = objective.likelihoods(survey.pans, SCAN_LENGTHS_PX)
+    for length_px, likelihoods in zip(SCAN_LENGTHS_PX, found.T):
+        values, _ = objective.cell_values(length_px * survey.pans)
+        np.testing.assert_allclose(likelihoods, values.sum(axis=1) / CELLS_PER_WITNESS, rtol=1e-4)
     lifted = closest_sign(survey.lifted_start(CellMoments(logs)), motion[:3])
     np.testing.assert_allclose(lifted, motion[:3], atol=0.1 * np.linalg.norm(motion))

@@ -9,23 +9,26 @@ one component of its blur and says little of the other keeps both facts this way
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_array
 
+from image_as_imu_ros.geometry import cell_kernels
+from image_as_imu_ros.geometry.cell_kernels import (
+    TRANSLATION_PRIOR,
+    TRANSLATION_PRIOR_FLOOR_PX,
+    Cells,
+)
 from image_as_imu_ros.geometry.displacement_bins import (
     BINS,
     DIRECTIONS,
-    RADIUS_SCALE_PX,
-    RHO_STEP,
     RINGS,
     Array,
     bin_displacements,
-    interpolation,
 )
 
 CELLS_PER_WITNESS = 147.0
@@ -37,14 +40,9 @@ SHARED_ERROR_PX = 0.5
 SHORT_ERROR_PX = 1.5
 """The same of a blur that is too short to be told from none, below some SHORT_PX."""
 SHORT_PX = 2.0
-TRANSLATION_PRIOR = 0.15
-"""Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
-TRANSLATION_PRIOR_FLOOR_PX = 0.5
-LENGTH_PRIOR = 2.0
-"""Before the image is seen, a blur twice as long is rarer by two to this power."""
 MAX_SURPRISE = 6.0
 """Most that an expected rotation can speak against another, nats."""
-SCAN_LENGTHS_PX = (2.0, 5.0, 10.0, 18.0, 30.0, 48.0)
+SCAN_LENGTHS_PX = np.array([2.0, 5.0, 10.0, 18.0, 30.0, 48.0])
 SCAN_DIRECTIONS = 12
 SCAN_ROLLS = (-1.5, 0.0, 1.5)
 """Rolls beside the pans of the scan, relative to them."""
@@ -154,7 +152,7 @@ class Expectation:
 
 class BlurObjective:
     """
-    Log-likelihood of motions given the cells' distributions, with gradients, for many at once.
+    Log-likelihood of motions given the cells' distributions.
 
     :param log_probability: (N, BINS) of N cells, float32
     :param matrix: (N, 2, 6), motion field matrix at the cells' centres, px
@@ -163,112 +161,43 @@ class BlurObjective:
 
     def __init__(self, log_probability: np.ndarray, matrix: np.ndarray,
                  cells_per_witness: float) -> None:
-        self.log_probability = np.ascontiguousarray(log_probability)
-        self._base = np.arange(len(log_probability)) * BINS
-        self.columns = np.ascontiguousarray(matrix.transpose(1, 2, 0), np.float32)
         self.weight = 1.0 / cells_per_witness
         self.focal_px = float(np.abs(matrix[:, 0, 1]).mean())
+        self.cells = Cells(np.ascontiguousarray(log_probability, np.float32),
+                           np.ascontiguousarray(matrix.transpose(1, 2, 0), np.float32),
+                           self.weight, self.focal_px)
 
-    def cell_values(self, motions: np.ndarray) -> np.ndarray:
-        """Log-probability of every cell at motions (K, 6), (K, N)."""
-        corners, along, across, _, _ = self._look_up(motions)
-        low, high = corners[:2] + across * (corners[2:] - corners[:2])
-        return low + along * (high - low)
+    def cell_values(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability and displacement, px, of every cell at motions (K, 6), (K, N) each."""
+        values, lengths_px = np.empty((2, len(motions), len(self.cells.log_probability)),
+                                      np.float32)
+        cell_kernels.cell_values(self.cells, motions, values, lengths_px)
+        return values, lengths_px
 
-    def _look_up(self, motions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """
-        Find the bins around the displacements at motions (K, 6).
+    def likelihoods(self, motions: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """Log-likelihood of motions (K, 6) times each ratio (R,), (K, R), nats."""
+        found = np.empty((len(motions), len(ratios)))
+        cell_kernels.likelihoods(self.cells, motions, ratios, found)
+        return found * self.weight
 
-        :returns: log-probabilities at (ring, direction), (ring + 1, direction) and the same of
-            the next direction, (4, K, N); shares of the next ring and direction, (K, N);
-            displacements, (2, K, N), and their lengths, (K, N), px
-        """
-        flow = motions.astype(np.float32) @ self.columns
-        # those of OpenCV take a tenth of the time of numpy's
-        radius, angle = cv2.cartToPolar(*flow)
-        along = np.minimum(cv2.log(1 + radius / RADIUS_SCALE_PX) / RHO_STEP, RINGS - 1e-3)
-        across = np.minimum(angle * (DIRECTIONS / math.pi), 2 * DIRECTIONS - 1e-3)
-        ring, direction = along.astype(np.int32), across.astype(np.int32)
-        corners = CORNERS.take(ring * (2 * DIRECTIONS) + direction, axis=1, mode='clip')
-        corners += self._base
-        return (self.log_probability.ravel().take(corners, mode='clip'), along - ring,
-                across - direction, flow, radius)
-
-    def _ascend(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities of the cells summed, (K,), and their slopes, (2, K, N)."""
-        corners, along, across, flow, radius = self._look_up(motions)
-        radius += np.float32(1e-6)
-        steps = corners[2:] - corners[:2]
-        low, high = corners[:2] + across * steps
-        rise = high - low
-        turn = (steps[0] + along * (steps[1] - steps[0])) * (DIRECTIONS / math.pi) / radius
-        climb = rise / (RHO_STEP * (RADIUS_SCALE_PX + radius))
-        u, v = flow / radius
-        slope = np.empty_like(flow)
-        np.subtract(climb * u, turn * v, out=slope[0])
-        np.add(climb * v, turn * u, out=slope[1])
-        return (low + along * rise).sum(axis=1), slope
-
-    def evaluate(self, motions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """
-        Log-posterior of motions (K, 6), up to a constant.
-
-        :returns: value (K,), gradient (K, 6), and the slopes of the cells, (2, K, N)
-        """
-        value, slope = self._ascend(motions)
-        gradient = (slope @ self.columns.transpose(0, 2, 1)).sum(axis=0)
-        gradient = gradient.astype(float) * self.weight
-        translation, turn = motions[:, 3:], motions[:, :3]
-        length = (translation ** 2).sum(axis=1, keepdims=True)
-        power = (turn ** 2).sum(axis=1, keepdims=True)
-        spread = translation_spread(motions, self.focal_px)[:, None]
-        angle = np.sqrt(power) + 1e-9
-        scaled = 1.0 + angle * (self.focal_px / RADIUS_SCALE_PX)
-        pull = LENGTH_PRIOR * self.focal_px / RADIUS_SCALE_PX / (scaled * angle)
-        gradient[:, :3] += (length * (TRANSLATION_PRIOR / spread) ** 2 - pull) * turn
-        gradient[:, 3:] -= translation / spread
-        prior = -0.5 * length / spread - LENGTH_PRIOR * np.log(scaled)
-        return value * self.weight + prior[:, 0], gradient, slope
-
-    def empirical_information(self, motions: np.ndarray, slope: np.ndarray) -> np.ndarray:
-        """Sum of squared scores of the cells, and the prior's share, (K, 6, 6)."""
-        score = (slope[:, :, None] * self.columns[:, None]).sum(axis=0)
-        information = (score @ score.transpose(0, 2, 1)).astype(float) * self.weight
-        information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
-            motions, self.focal_px)[:, None]
-        return information
+    def evaluate(self, motion: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log-posterior of a motion (6,), up to a constant, and its gradient (6,)."""
+        gradient = np.empty(6)
+        value = cell_kernels.evaluate(self.cells, motion, cell_kernels.work_for(self.cells),
+                                      gradient)
+        return value, gradient
 
     def climb(self, motions: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray]:
         """
-        Go uphill from several starts at once: BFGS from the empirical information, step halving.
+        Go uphill from several starts: BFGS from the empirical information, step halving.
 
         :param motions: (K, 6)
-        :returns: improved motions (K, 6) and their log-posteriors (K,)
+        :returns: improved motions (K, 6) and their log-posteriors (K,), highest first
         """
-        best, (value, gradient, slope) = motions, self.evaluate(motions)
-        information = self.empirical_information(motions, slope)
-        diagonal = np.einsum('kii->ki', information)
-        diagonal += 0.1 * diagonal + 1e-3
-        inverse = np.linalg.inv(information)
-        length = np.ones((len(motions), 1))
-        for _ in range(iterations):
-            step = length * (inverse @ gradient[..., None])[..., 0]
-            new_value, new_gradient, _ = self.evaluate(best + step)
-            better = (new_value > value)[:, None]
-            # curvature along the step, learnt from failures too
-            change = gradient - new_gradient
-            curvature = (step * change).sum(axis=1)
-            rho = np.where(curvature > 1e-9, 1.0 / np.maximum(curvature, 1e-9), 0.0)[:, None]
-            turned = (inverse @ change[..., None])[..., 0]
-            along = rho * (0.5 * (1.0 + rho * (turned * change).sum(axis=1, keepdims=True)) * step
-                           - turned)
-            product = along[:, :, None] * step[:, None, :]
-            inverse = inverse + product + product.transpose(0, 2, 1)
-            best = np.where(better, best + step, best)
-            value = np.where(better[:, 0], new_value, value)
-            gradient = np.where(better, new_gradient, gradient)
-            length = np.where(better, np.minimum(1.0, length * 2), length * 0.4)
-        return best, value
+        peaks, heights = np.array(motions, float, order='C'), np.empty(len(motions))
+        cell_kernels.climb(self.cells, peaks, heights, iterations)
+        order = np.argsort(-heights)
+        return peaks[order], heights[order]
 
 
 def translation_spread(motions: Array, focal_px: float | Array) -> Array:
@@ -280,23 +209,6 @@ def translation_spread(motions: Array, focal_px: float | Array) -> Array:
     """
     return TRANSLATION_PRIOR ** 2 * (motions[..., :3] ** 2).sum(axis=-1) \
         + (TRANSLATION_PRIOR_FLOOR_PX / focal_px) ** 2
-
-
-def _corners() -> np.ndarray:
-    """
-    Bins around displacements of each ring and direction, all round, (4, RINGS * 2 * DIRECTIONS).
-
-    They are the inner and the outer one, and the same of the next direction.
-    """
-    radius, angle = np.meshgrid(
-        RADIUS_SCALE_PX * np.expm1(RHO_STEP * (np.arange(RINGS) + 0.5)),
-        (np.arange(2 * DIRECTIONS) + 0.5) * (math.pi / DIRECTIONS), indexing='ij')
-    inside = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    bins, _ = interpolation(inside.reshape(-1, 2))
-    return np.ascontiguousarray(bins.T[[0, 2, 1, 3]])
-
-
-CORNERS = _corners()
 
 
 class CellMoments:
@@ -324,15 +236,8 @@ class Survey:
     """
 
     def __init__(self, turn_matrix: np.ndarray) -> None:
-        focal_px = float(np.abs(turn_matrix[:, 0, 1]).mean())
-        self.scan = scan_motions(focal_px)
-        flow_px = np.einsum('nij,kj->kni', turn_matrix, self.scan[:, :3])
-        bins, weights = interpolation(flow_px)
-        columns = bins + BINS * np.arange(len(turn_matrix))[:, None]
-        row_ends = np.arange(len(self.scan) + 1) * (4 * len(turn_matrix))
-        self._look_up = csr_array(
-            (weights.ravel().astype(np.float32), columns.ravel(), row_ends),
-            shape=(len(self.scan), BINS * len(turn_matrix)))
+        self.pans = scan_motions(float(np.abs(turn_matrix[:, 0, 1]).mean()))
+        """Motions of the scan, of one pixel, (K, 6)."""
         a, b = turn_matrix[:, 0], turn_matrix[:, 1]
 
         def rows(form: Callable[[int, int], np.ndarray]) -> np.ndarray:
@@ -341,10 +246,6 @@ class Survey:
         self._lifted = np.stack([rows(lambda i, j: a[:, i] * a[:, j] - b[:, i] * b[:, j]),
                                  rows(lambda i, j: a[:, i] * b[:, j] + a[:, j] * b[:, i]),
                                  rows(lambda i, j: a[:, i] * a[:, j] + b[:, i] * b[:, j])])
-
-    def likelihoods(self, log_probability: np.ndarray) -> np.ndarray:
-        """Log-probability, summed over cells (N, BINS), of the motions of the scan, (K,)."""
-        return self._look_up @ log_probability.ravel()
 
     def lifted_start(self, moments: CellMoments) -> np.ndarray:
         """
@@ -408,22 +309,21 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     sparse = BlurObjective(sparse_logs, sparse_matrix, CELLS_PER_WITNESS / SPARSE)
     survey = _survey(np.asarray(sparse_matrix[..., :3], float).tobytes())
     moments = CellMoments(sparse_logs)
-    likelihoods = survey.likelihoods(sparse_logs) * sparse.weight
-    starts = np.concatenate([survey.scan[np.argsort(-likelihoods)[:SCAN_STARTS]],
+    likelihoods = sparse.likelihoods(survey.pans, SCAN_LENGTHS_PX)
+    pans, lengths = np.unravel_index(np.argsort(-likelihoods, axis=None)[:SCAN_STARTS],
+                                     likelihoods.shape)
+    starts = np.concatenate([SCAN_LENGTHS_PX[lengths, None] * survey.pans[pans],
                              _starts(survey.lifted_start(moments), sparse.focal_px),
                              *([] if start is None else [start[None]])])
-    found, heights = sparse.climb(starts, COARSE_ITERATIONS)
+    found, _ = sparse.climb(starts, COARSE_ITERATIONS)
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
-    peaks, heights = objective.climb(_distinct(found[np.argsort(-heights)]), FINE_ITERATIONS)
-    order = np.argsort(-heights)
-    peaks, heights = peaks[order], heights[order]
+    peaks, heights = objective.climb(_distinct(found), FINE_ITERATIONS)
     if judge is None:
         modes = [Mode(motion, float(height), 0.0) for motion, height in zip(peaks, heights)]
     else:
-        scaled = (LENGTH_RATIOS[:, None] * peaks[:, None]).reshape(-1, 6)
-        profiles = sparse.cell_values(scaled).sum(axis=1).reshape(len(peaks), -1)
-        modes = _modes(peaks, judge(Hills(peaks, heights, profiles * sparse.weight)))
+        profiles = sparse.likelihoods(peaks, LENGTH_RATIOS)
+        modes = _modes(peaks, judge(Hills(peaks, heights, profiles)))
 
     ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
     solutions = []
@@ -450,9 +350,9 @@ def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
     log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
     # as much against the prior as the whole image would have, lest it shorten every blur
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
-    found, heights = objective.climb(starts, NEAR_ITERATIONS)
-    motions = _distinct(found[np.argsort(-heights)])
-    solutions, _ = _solutions(objective, motions, CellMoments(log_probability), matrix, 1.0)
+    found, _ = objective.climb(starts, NEAR_ITERATIONS)
+    solutions, _ = _solutions(objective, _distinct(found), CellMoments(log_probability), matrix,
+                              1.0)
     return [replace(solution, log_posterior=solution.log_likelihood * len(matrix)
                     / CELLS_PER_WITNESS) for solution in solutions]
 
@@ -465,10 +365,9 @@ def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMomen
     :param moments, matrix: of one cell in so many as `thinning` tells
     :returns: solutions without their information and posterior, and their log-likelihoods, (K,)
     """
-    values = objective.cell_values(motions)
-    inliers = values > objective.log_probability.max(axis=1) - INLIER_NATS
-    u, v = motions.astype(np.float32) @ objective.columns
-    extents_px = np.median(np.sqrt(u * u + v * v), axis=1)
+    values, lengths_px = objective.cell_values(motions)
+    inliers = values > objective.cells.log_probability.max(axis=1) - INLIER_NATS
+    extents_px = np.median(lengths_px, axis=1)
     covariances = spread_covariances(moments, matrix, motions, extents_px, objective.focal_px,
                                      thinning)
     means, shares = values.mean(axis=1), inliers.mean(axis=1)
@@ -500,19 +399,20 @@ def _modes(motions: np.ndarray, log_probability: np.ndarray) -> list[Mode]:
     :param motions: (K, 6)
     :param log_probability: (K, C), of each at LENGTH_RATIOS[CHOICES]
     """
-    logarithms = np.log(LENGTH_RATIOS[CHOICES])
-    around = np.pad(log_probability, ((0, 0), (1, 1)), constant_values=-np.inf)
-    peaks = (log_probability >= around[:, :-2]) & (log_probability > around[:, 2:])
+    logarithms = np.log(LENGTH_RATIOS[CHOICES]).tolist()
     modes = []
-    for hill, peak in np.argwhere(peaks):
-        near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
-        row = log_probability[hill]
-        weight = np.exp(row[near] - row[peak])
-        total = weight.sum()
-        mean = float(weight @ logarithms[near] / total)
-        variance = float(weight @ (logarithms[near] - mean) ** 2 / total)
-        modes.append(Mode(motions[hill] * math.exp(mean), float(row[peak] + np.log(total)),
-                          variance))
+    for motion, row in zip(motions, log_probability.tolist()):
+        around = [-math.inf, *row, -math.inf]
+        for peak, height in enumerate(row):
+            if not around[peak] <= height > around[peak + 2]:
+                continue
+            near = slice(max(peak - MODE_REACH, 0), peak + MODE_REACH + 1)
+            weights = [math.exp(other - height) for other in row[near]]
+            total = sum(weights)
+            mean = sum(map(operator.mul, weights, logarithms[near])) / total
+            variance = sum(weight * (logarithm - mean) ** 2 for weight, logarithm
+                           in zip(weights, logarithms[near])) / total
+            modes.append(Mode(motion * math.exp(mean), height + math.log(total), variance))
     return sorted(modes, key=lambda mode: -mode.height)[:MODES]
 
 
@@ -530,11 +430,10 @@ def _distinct(motions: np.ndarray) -> np.ndarray:
 
 
 def scan_motions(focal_px: float) -> np.ndarray:
-    """Pans of all directions and lengths, with and without roll, (K, 6)."""
-    length, angle, roll = np.meshgrid(
-        np.array(SCAN_LENGTHS_PX) / focal_px, np.arange(SCAN_DIRECTIONS) * np.pi / SCAN_DIRECTIONS,
-        SCAN_ROLLS, indexing='ij')
-    rotation = np.stack([np.sin(angle), -np.cos(angle), roll], axis=-1) * length[..., None]
+    """Pans by a pixel in all directions, with and without roll, (K, 6)."""
+    angle, roll = np.meshgrid(np.arange(SCAN_DIRECTIONS) * np.pi / SCAN_DIRECTIONS, SCAN_ROLLS,
+                              indexing='ij')
+    rotation = np.stack([np.sin(angle), -np.cos(angle), roll], axis=-1) / focal_px
     return np.pad(rotation.reshape(-1, 3), ((0, 0), (0, 3)))
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from image_as_imu_ros.geometry.blur_solver import (
+from image_as_imu_ros.geometry.blur_solver import translation_spread
+from image_as_imu_ros.geometry.cell_kernels import (
+    ARCTANGENT,
     LENGTH_PRIOR,
     TRANSLATION_PRIOR,
-    translation_spread,
 )
 from image_as_imu_ros.geometry.displacement_bins import (
     DIRECTIONS,
@@ -23,10 +24,6 @@ from image_as_imu_ros.geometry.displacement_bins import (
     RHO_STEP,
     RINGS,
 )
-
-ARCTANGENT = tuple(math.degrees(factor) for factor in (
-    0.9997878412794807, -0.3258083974640975, 0.1555786518463281, -0.04432655554792128))
-"""Factors of the odd powers of a tangent up to 1 in OpenCV's polynomial, degrees."""
 
 
 class DeviceObjective:

@@ -21,7 +21,6 @@ from image_as_imu_ros.geometry.blur_solver import (
     CELLS_PER_WITNESS,
     CHOICES,
     COARSE_ITERATIONS,
-    CORNERS,
     DIRECTION_VECTORS,
     FINALISTS,
     FINE_ITERATIONS,
@@ -34,6 +33,7 @@ from image_as_imu_ros.geometry.blur_solver import (
     PAIRS,
     RADII_PX,
     SAME_HILL,
+    SCAN_LENGTHS_PX,
     SCAN_STARTS,
     SHARED_ERROR_PX,
     SHORT_ERROR_PX,
@@ -43,6 +43,7 @@ from image_as_imu_ros.geometry.blur_solver import (
     scan_motions,
     translation_spread,
 )
+from image_as_imu_ros.geometry.cell_kernels import CORNERS
 from image_as_imu_ros.geometry.device_objective import DeviceObjective, inverted, with_prior
 from image_as_imu_ros.geometry.displacement_bins import DIRECTIONS, RINGS
 from image_as_imu_ros.model.device_features import (
@@ -75,7 +76,8 @@ class DeviceSolver(nn.Module):
         entries[pairs[:, 0], pairs[:, 1]] = entries[pairs[:, 1], pairs[:, 0]] = torch.arange(
             len(PAIRS))
         tables = {
-            'corners': CORNERS.T.copy(), 'scan': scan_motions(1.0), 'ratios': LENGTH_RATIOS,
+            'corners': CORNERS.T.copy(), 'ratios': LENGTH_RATIOS,
+            'scan': (SCAN_LENGTHS_PX[:, None, None] * scan_motions(1.0)).reshape(-1, 6),
             'lifted_lengths': np.array(LIFTED_LENGTHS), 'directions': DIRECTION_VECTORS,
             'powers': np.stack([RADII_PX, RADII_PX ** 2]), 'pairs': pairs, 'entries': entries}
         for name, table in tables.items():
