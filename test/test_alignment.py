@@ -120,6 +120,12 @@ def test_differently_blurred_images_are_aligned(aligner):
     np.testing.assert_allclose(found.motion[:3], turn_rad, atol=5e-3)
 
 
+def test_motion_that_is_not_a_number_matches_nothing(aligner):
+    turn_rad = (0.02, -0.03, 0.01)
+    found = aligner.align(view((0, 0, 0)), view(turn_rad), None, None, [motion((np.nan,) * 3)])
+    np.testing.assert_allclose(found.motion[:3], turn_rad, atol=3e-3)
+
+
 def test_pan_of_a_near_wall_is_not_taken_for_a_turn(aligner):
     turn_rad, shift = np.array([0.05, -0.08, 0.06]), np.array([0.008, 0.005, -0.01])
     wall = plane_homography(CAMERA, Rotation.from_rotvec(turn_rad).as_matrix(), shift,

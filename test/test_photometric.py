@@ -45,6 +45,12 @@ def test_mean_of_views_is_that_of_warped_images():
     np.testing.assert_allclose(moment, np.tensordot(times, views, 1) / 4, atol=0.02)
 
 
+def test_views_along_what_is_not_a_number_stay_within_the_image():
+    image = np.full((60, 80), 0.5, np.float32)
+    mean, _ = mean_of_views(image, np.eye(3), CAMERA.matrix, np.full(6, np.nan), 2)
+    np.testing.assert_array_equal(mean, image)
+
+
 @pytest.mark.parametrize('rank', [0, 40, 99])
 def test_magnitude_of_a_rank_leaves_out_what_does_not_count(rank):
     random = np.random.default_rng(1)

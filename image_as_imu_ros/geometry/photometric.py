@@ -79,7 +79,7 @@ def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, m
 
 @compiled
 def strongest(strength: np.ndarray, count: int) -> np.ndarray:
-    """Ascending indices of that many of the greatest of non-negative numbers (N,) float32."""
+    """Ascending indices of at most so many greatest of non-negative numbers (N,) float32."""
     least = magnitude_of_rank(strength, len(strength) - count)
     spare = count  # for those that equal it
     for i in range(len(strength)):
@@ -88,10 +88,10 @@ def strongest(strength: np.ndarray, count: int) -> np.ndarray:
     for i in range(len(strength)):
         equal = strength[i] == least and spare > 0
         spare -= equal
-        if equal or strength[i] > least:
+        if (equal or strength[i] > least) and found < count:
             chosen[found] = i
             found += 1
-    return chosen
+    return chosen[:found]
 
 
 @compiled
@@ -292,10 +292,10 @@ def magnitude_of_rank(magnitudes: np.ndarray, rank: int) -> float:
             rank -= counts[digit]
             digit += 1
         prefix = (prefix << (before - last)) | digit
-    i = 0
-    while bits[i] != prefix:
-        i += 1
-    return magnitudes[i]
+    for i in range(len(bits)):
+        if bits[i] == prefix:
+            return magnitudes[i]
+    return ZERO  # fewer numbers count than the rank
 
 
 @compiled
@@ -335,8 +335,9 @@ def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndar
 @compiled
 def _place(u, v, width, height):
     """Index of the first of four pixels around a position, and the shares of the others."""
-    u = min(max(u, ZERO), np.float32(width - 1) * BELOW_ONE)
-    v = min(max(v, ZERO), np.float32(height - 1) * BELOW_ONE)
+    # NaN is not greater, and must not become an index
+    u = min(u if u > ZERO else ZERO, np.float32(width - 1) * BELOW_ONE)
+    v = min(v if v > ZERO else ZERO, np.float32(height - 1) * BELOW_ONE)
     left, top = np.int32(u), np.int32(v)
     return np.uint32(top * width + left), u - np.float32(left), v - np.float32(top)
 
