@@ -17,12 +17,16 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError, WeightsError
 from image_as_imu_ros.geometry.displacement_bins import BINS, bin_displacements, interpolation
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.model.network import CompactNetwork
+from image_as_imu_ros.model.network import WHOLE, CompactNetwork
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.training import dataset
 from image_as_imu_ros.training import train as training
-from image_as_imu_ros.training.checkpoint import read_checkpoint, write_checkpoint
+from image_as_imu_ros.training.checkpoint import (
+    read_checkpoint,
+    start_from_teacher,
+    write_checkpoint,
+)
 from image_as_imu_ros.training.dataset import CropBatches, CropFactory
 from image_as_imu_ros.training.losses import (
     RIVALS,
@@ -234,20 +238,55 @@ def test_training_starts_from_the_average_of_another_run(tmp_path, kind):
                                atol=1e-3, rtol=1e-3)
 
 
-def test_a_small_network_learns_from_a_trained_one(tmp_path):
-    config = {**TINY, 'teacher': 'compact', 'widths': (16, 16, 16, 16), 'overfit': 8,
-              'overfit_share': 0.0, 'learning_rate': 1e-2}
-    columns = []
-    for crops in (8, 320):
+WIDTHS = (16, 16, 16, 16)
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """Weights of a network that tells cells apart, without having learnt anything."""
+    return some_weights(tmp_path_factory.mktemp('teacher') / 'teacher.safetensors', 3)
+
+
+def some_weights(path, seed, ranks=WHOLE):
+    torch.manual_seed(seed)
+    network = CompactNetwork(WIDTHS, ranks)
+    torch.nn.init.normal_(network.head[2].weight, std=0.5)
+    export_weights(network.state_dict(), path, {'widths': str(list(WIDTHS)),
+                                                'ranks': str(list(ranks))})
+    return path
+
+
+def divergence(run):
+    """How far from its teacher a run's network ends."""
+    (row,) = csv.reader((run / 'log.csv').open())
+    return float(row[5])
+
+
+def test_a_network_of_low_rank_learns_from_its_teacher(tmp_path, teacher):
+    ranks = (0, 4, 4, 4)
+    initial = some_weights(tmp_path / 'initial.safetensors', 4, ranks)
+    config = {**TINY, 'teacher': str(teacher), 'initial': str(initial), 'widths': WIDTHS,
+              'ranks': ranks, 'overfit': 8, 'overfit_share': 0.0, 'learning_rate': 3e-3}
+    for crops in (8, 240):
         train(TrainingConfig(crops=crops, **config), tmp_path / str(crops))
-        (row,) = csv.reader((tmp_path / str(crops) / 'log.csv').open())
-        columns.append(float(row[5]))
-    untaught, taught = columns
-    assert taught < 0.8 * untaught
-    state = read_checkpoint(tmp_path / '8' / 'checkpoint.pt')['average']
-    critic = load_weights('compact').network.critic.state_dict()
-    for name, tensor in critic.items():  # which is not trained here
-        assert torch.equal(state[f'critic.{name}'], tensor), name
+    assert divergence(tmp_path / '240') < 0.6 * divergence(tmp_path / '8')
+
+
+def test_a_network_of_full_rank_starts_as_its_teacher(teacher):
+    whole = load_weights(str(teacher)).network
+    network = CompactNetwork(WIDTHS, ranks=(16, 0, 16, 16)).eval()
+    start_from_teacher(network, whole, 'teacher')
+    gray = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for output, expected in zip(network(gray), whole(gray)):
+            torch.testing.assert_close(output, expected, atol=1e-3, rtol=1e-3)
+    for name, tensor in whole.critic.state_dict().items():  # which is not trained
+        assert torch.equal(network.critic.state_dict()[name], tensor), name
+
+
+def test_a_teacher_of_other_widths_is_refused(tmp_path, teacher):
+    with pytest.raises(WeightsError, match='teacher.safetensors does not fit compact-4'):
+        train(TrainingConfig(crops=8, teacher=str(teacher), ranks=(0, 4, 4, 4), **TINY), tmp_path)
 
 
 @pytest.mark.parametrize('teacher, architecture', [

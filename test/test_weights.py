@@ -18,6 +18,7 @@ from image_as_imu_ros.model import weights, weights_files
 from image_as_imu_ros.model.architectures import build_network
 from image_as_imu_ros.model.compiled_front_ends import structure_offsets
 from image_as_imu_ros.model.network import (
+    WHOLE,
     CellDistributions,
     CompactNetwork,
     DirectionalStructure,
@@ -28,10 +29,14 @@ from image_as_imu_ros.training.checkpoint import write_checkpoint
 
 @pytest.fixture(scope='module')
 def network():
+    return some_network(WHOLE)
+
+
+def some_network(ranks):
     """A network with batch statistics as after some training, in evaluation mode."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = CompactNetwork()
+    network = CompactNetwork(ranks=ranks)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)
@@ -90,7 +95,9 @@ def test_structure_is_high_across_stripes_and_independent_of_contrast():
     np.testing.assert_allclose(*relative, atol=1e-2)
 
 
-def test_fusing_batch_norms_keeps_the_function(network, gray):
+@pytest.mark.parametrize('ranks', [WHOLE, (0, 16, 24, 32)])
+def test_fusing_batch_norms_keeps_the_function(gray, ranks):
+    network = some_network(ranks)
     fused = network.fused()
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for block in (fused.stage8, fused.up8)
                    for m in block.modules())
@@ -162,13 +169,28 @@ def test_senseless_widths_are_refused(file, widths):
         weights.load_weights(str(file))
 
 
-@pytest.mark.parametrize('architecture', [CompactNetwork.architecture, 'timm:resnet10t'])
+@pytest.mark.parametrize('ranks', ['7', '[0, 8]', '[0, 0, 0, -1]'])
+def test_senseless_ranks_are_refused(file, ranks):
+    save_file(load_file(file), file,
+              {'architecture': CompactNetwork.architecture, 'ranks': ranks})
+    with pytest.raises(WeightsError, match='cannot use weights .*mine.safetensors'):
+        weights.load_weights(str(file))
+
+
+def test_a_backbone_of_low_rank_is_refused():
+    with pytest.raises(ConfigError, match='ranks: .* of a compact network'):
+        build_network('timm:resnet10t', ranks=(0, 8, 8, 8))
+
+
+@pytest.mark.parametrize('architecture, ranks', [
+    (CompactNetwork.architecture, WHOLE), (CompactNetwork.architecture, (4, 0, 8, 8)),
+    ('timm:resnet10t', WHOLE)])
 def test_networks_of_any_width_and_backbone_come_back_and_estimate(
-        architecture, own_cache, tmp_path, blurred_frames):
+        architecture, ranks, own_cache, tmp_path, blurred_frames):
     widths = (16, 24, 32, 40)
-    network = build_network(architecture, widths)
-    weights.export_weights(network.state_dict(), tmp_path / 'out.safetensors',
-                           {'architecture': architecture, 'widths': json.dumps(widths)})
+    network = build_network(architecture, widths, ranks)
+    weights.export_weights(network.state_dict(), tmp_path / 'out.safetensors', {
+        'architecture': architecture, 'widths': json.dumps(widths), 'ranks': json.dumps(ranks)})
     gyroscope = VisualGyroscope(EstimatorConfig(
         weights=str(tmp_path / 'out.safetensors'), device='cpu', threads=1))
     assert gyroscope.weights.architecture == architecture
@@ -212,7 +234,7 @@ def test_verb_exports_the_average_of_a_checkpoint(network, gray, tmp_path, capsy
     assert main(['weights', 'export', str(checkpoint), str(output), '--note', 'licence=MIT']) == 0
     assert 'sha256' in capsys.readouterr().out
     metadata = weights.load_weights(str(output)).metadata
-    assert metadata['widths'] == '[32, 64, 96, 128]'
+    assert metadata['widths'] == '[32, 64, 96, 128]' and metadata['ranks'] == '[0, 0, 0, 0]'
     assert metadata['crops'] == '640' and metadata['licence'] == 'MIT'
     assert json.loads(metadata['config']) == {'seed': 4}
 

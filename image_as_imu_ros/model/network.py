@@ -194,11 +194,12 @@ class LowRank(nn.Sequential):
     def __init__(self, channels_in: int, channels_out: int, stride: int, rank: int) -> None:
         super().__init__(nn.Conv2d(channels_in, rank, 3, stride, padding=1, bias=False),
                          nn.Conv2d(rank, channels_out, 1, bias=False))
+        self.shape = (channels_out, channels_in, 3, 3)
 
     @torch.no_grad()
     def approximate(self, weight: Tensor) -> None:
         """
-        Become the nearest to a whole convolution, (channels_out, channels_in, 3, 3).
+        Become the nearest to a whole convolution of the weight, of `shape`.
 
         Source: Eckart and Young (1936), doi:10.1007/BF02288367.
         """

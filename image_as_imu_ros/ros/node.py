@@ -278,6 +278,8 @@ class VisualImu(LifecycleNode):
                 self, config.node.output_frame, config.node.camera_pose)
         self._gyroscope = VisualGyroscope(config.estimator)
         self._stream = StreamEstimator(self._gyroscope, config.stream)
+        self.get_logger().info('warming up; the very first time loops are compiled, for half a '
+                               'minute')
         warm_up(self._stream)
         self._monitor.facts |= {
             'weights': config.estimator.weights, 'device': self._gyroscope.device}

@@ -65,9 +65,9 @@ def start_from_teacher(network: nn.Module, teacher: nn.Module, name: str) -> Non
     """
     tensors = teacher.state_dict()
     for path, module in network.named_modules():
-        whole = f'{path}.weight'
-        if isinstance(module, LowRank) and whole in tensors:
-            module.approximate(tensors.pop(whole))
+        weight = tensors.get(f'{path}.weight')
+        if isinstance(module, LowRank) and weight is not None and weight.shape == module.shape:
+            module.approximate(tensors.pop(f'{path}.weight'))
             tensors |= {f'{path}.{key}': tensor for key, tensor in module.state_dict().items()}
     load_strictly(network, tensors, Path(name))
 
