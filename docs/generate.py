@@ -92,7 +92,7 @@ LICENCES = {
     'accelerate': 'Apache-2.0', 'allantools': 'LGPL-3.0-or-later',
     'av': 'BSD-3-Clause', 'embreex': 'BSD-2-Clause',
     'evo': 'GPL-3.0-only', 'lz4': 'BSD-3-Clause', 'matplotlib': 'PSF-based, BSD-compatible',
-    'numpy': 'BSD-3-Clause', 'onnx': 'Apache-2.0', 'onnxruntime': 'MIT',
+    'numba': 'BSD-2-Clause', 'numpy': 'BSD-3-Clause', 'onnx': 'Apache-2.0', 'onnxruntime': 'MIT',
     'opencv-python-headless': 'Apache-2.0', 'pycolmap': 'BSD-3-Clause', 'pyyaml': 'MIT',
     'rerun-sdk': 'MIT OR Apache-2.0', 'rosbags': 'Apache-2.0', 'safetensors': 'Apache-2.0',
     'scipy': 'BSD-3-Clause', 'tensorboard': 'Apache-2.0', 'timm': 'Apache-2.0',

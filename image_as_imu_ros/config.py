@@ -223,8 +223,8 @@ class TrainingConfig:
                            'them whole')
     initial: str = setting('', 'weights to start from: .safetensors, checkpoint.pt of a run, or '
                            'a plain state dict of the encoder alone')
-    teacher: str = setting('', 'weights of a compact network of whole convolutions to start from '
-                           'and to learn from besides the truth: a name or .safetensors')
+    teacher: str = setting('', 'weights of a compact network to learn from besides the truth '
+                           'and, without `initial`, to start from: a name or .safetensors')
     crops: int = setting(400_000, 'training images in all, rounded up to whole batches; the '
                          'schedule is laid over them', low=1)
     epochs: int = setting(0, 'passes over the images of recordings or shards, which then decide '

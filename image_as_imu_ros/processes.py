@@ -98,6 +98,11 @@ def cores_of_process() -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
+def threads_for(setting: int) -> int:
+    """Threads of the network that `estimator.threads` means here: 0 is half of the cores."""
+    return setting or max(1, cores_of_process() // 2)
+
+
 def _keep_to_own_gpu() -> None:
     """Choose a GPU while none is in use, for all libraries alike."""
     import torch

@@ -773,7 +773,7 @@ def test_process_that_cannot_start_says_why_and_exits_with_1(parameter, complain
 
 def test_process_that_is_interrupted_while_it_loads_ends_cleanly(tmp_path):
     checkout = Path(__file__).parents[1]
-    (tmp_path / 'torch.py').write_text('raise KeyboardInterrupt')
+    (tmp_path / 'numba.py').write_text('raise KeyboardInterrupt')
     paths = os.pathsep.join([str(tmp_path), str(checkout)])
     process = subprocess.run(
         [sys.executable, str(checkout / 'scripts' / 'visual_imu')], stderr=subprocess.PIPE,

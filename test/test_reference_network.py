@@ -174,7 +174,8 @@ def test_import_writes_to_another_safetensors_file(tmp_path, capsys, output):
 
 def test_imported_weights_are_the_checkpoints_exactly(imported, state):
     weights = load_weights(str(imported))
-    assert weights.architecture == 'reference' and weights.metadata['source'] == 'downloaded.pth'
+    assert weights.file.architecture == 'reference'
+    assert weights.file.metadata['source'] == 'downloaded.pth'
     for name, tensor in weights.network.state_dict().items():
         assert torch.equal(tensor, state[name])
 

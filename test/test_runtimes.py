@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
 from image_as_imu_ros.model.architectures import Reference, TorchCells, build_network
 from image_as_imu_ros.model.length_features import CHANNELS
 from image_as_imu_ros.model.network import CellDistributions
-from image_as_imu_ros.model.onnx_cells import MAX_KEPT, OnnxCells, exported_models
+from image_as_imu_ros.model.onnx_cells import MAX_KEPT, OnnxCells, kept_models
 from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.model.weights_files import find_weights
 from image_as_imu_ros.quiet_threads import SETTINGS
@@ -174,9 +175,22 @@ def test_the_models_of_the_newest_weights_are_kept(own_cache):
     for k in range(12):
         (own_cache / str(k)).mkdir(parents=True)
         os.utime(own_cache / str(k), (k, k))
-    folder = exported_models(find_weights('compact'))
+    file = find_weights('compact')
+    OnnxCells(file, 1)
     assert {path.name for path in own_cache.iterdir()} == {
-        folder.name, *(str(k) for k in range(12 - MAX_KEPT + 1, 12))}
+        kept_models(file).name, *(str(k) for k in range(12 - MAX_KEPT + 1, 12))}
+
+
+@pytest.mark.parametrize('content', [b'', b'no model', None])
+def test_a_damaged_model_is_exported_again(own_cache, content):
+    pytest.importorskip('onnxruntime')
+    file = find_weights('compact')
+    OnnxCells(file, 1)
+    path = kept_models(file) / 'network.onnx'
+    sound = path.read_bytes()
+    path.write_bytes(sound[:len(sound) // 2] if content is None else content)
+    OnnxCells(file, 1)
+    assert path.read_bytes() == sound
 
 
 def test_an_export_that_fails_in_a_process_of_its_own_tells_why(own_cache, network, tmp_path):
@@ -189,11 +203,15 @@ def test_an_export_that_fails_in_a_process_of_its_own_tells_why(own_cache, netwo
 
 
 def test_where_the_cache_cannot_be_written_models_are_exported_elsewhere(
-        monkeypatch, tmp_path, blurred_frames):
+        monkeypatch, tmp_path, blurred_frames, caplog):
     pytest.importorskip('onnxruntime')
     (tmp_path / 'file').touch()
+    (tmp_path / 'temporary').mkdir()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
     gyroscope = VisualGyroscope(config('onnxruntime'))
+    assert 'cannot be kept' in caplog.text
+    assert not list((tmp_path / 'temporary').iterdir())
     assert np.isfinite(gyroscope.estimate(blurred_frames[0]).angular_velocity_rad_s).all()
 
 

@@ -108,7 +108,7 @@ def test_fusing_batch_norms_keeps_the_function(gray, ranks):
 
 def test_exported_weights_compute_the_same_but_for_half_precision(network, gray, file):
     loaded = weights.load_weights(str(file))
-    assert loaded.metadata == {'licence': 'MIT', 'architecture': CompactNetwork.architecture}
+    assert loaded.file.metadata == {'licence': 'MIT', 'architecture': CompactNetwork.architecture}
     with torch.no_grad():
         (_, expected), (_, got) = network(gray), loaded.network(gray)
     assert (got - expected).abs().max() < 0.02 * expected.std()
@@ -169,7 +169,8 @@ def test_senseless_widths_are_refused(file, widths):
         weights.load_weights(str(file))
 
 
-@pytest.mark.parametrize('ranks', ['7', '[0, 8]', '[0, 0, 0, -1]'])
+@pytest.mark.parametrize('ranks', ['7', '[0, 8]', '[0, 0, 0, -1]', '[0, 33, 0, 0]',
+                                   '[0, 1.5, 0, 0]'])
 def test_senseless_ranks_are_refused(file, ranks):
     save_file(load_file(file), file,
               {'architecture': CompactNetwork.architecture, 'ranks': ranks})
@@ -178,7 +179,7 @@ def test_senseless_ranks_are_refused(file, ranks):
 
 
 def test_a_backbone_of_low_rank_is_refused():
-    with pytest.raises(ConfigError, match='ranks: .* of a compact network'):
+    with pytest.raises(ConfigError, match='ranks: .* of a compact network, at most'):
         build_network('timm:resnet10t', ranks=(0, 8, 8, 8))
 
 
@@ -233,7 +234,7 @@ def test_verb_exports_the_average_of_a_checkpoint(network, gray, tmp_path, capsy
         'crops': 640, 'config': {'seed': 4}, 'validation_loss': 2.5})
     assert main(['weights', 'export', str(checkpoint), str(output), '--note', 'licence=MIT']) == 0
     assert 'sha256' in capsys.readouterr().out
-    metadata = weights.load_weights(str(output)).metadata
+    metadata = weights.load_weights(str(output)).file.metadata
     assert metadata['widths'] == '[32, 64, 96, 128]' and metadata['ranks'] == '[0, 0, 0, 0]'
     assert metadata['crops'] == '640' and metadata['licence'] == 'MIT'
     assert json.loads(metadata['config']) == {'seed': 4}

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         error = fit_critic(loaded.network, arguments.assets, arguments.images, arguments.seed,
                            arguments.keyframes, arguments.workers)
         digest = weights.export_weights(loaded.network.state_dict(), arguments.output, {
-            **loaded.metadata, 'critic_images': str(arguments.images),
+            **loaded.file.metadata, 'critic_images': str(arguments.images),
             'critic_seed': str(arguments.seed), 'critic_error': f'{error:.4f}'})
         print(f'{arguments.output}: sha256 {digest}; held-out error of the motion field, '
               f'median {100 * error:.0f} %')

@@ -184,8 +184,9 @@ def _intervals_ms(gyroscope: VisualGyroscope, config: StreamConfig,
 
 
 def _front_end_ms(gyroscope: VisualGyroscope, frames: list[Frame]) -> list[float]:
-    """Times of the fixed front ends alone, a part of `network`, on the CPU; none without them."""
-    if gyroscope.device != 'cpu' or gyroscope.weights.architecture == REFERENCE:
+    """Times of the compiled front ends alone, where they are a part of `network`."""
+    if gyroscope.device != 'cpu' or gyroscope.config.runtime == 'compile' \
+            or gyroscope.weights.architecture == REFERENCE:
         return []
     times_ms = []
     for observation in gyroscope.observe_all(frames):

@@ -170,7 +170,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px
             b_sum += b
             aa_sum += a * a
             bb_sum += b * b
-        if number < MIN_OVERLAP * count:
+        if number <= MIN_OVERLAP * count:
             similarity = -math.inf
             break
         a_power = max(float(aa_sum - a_sum * a_sum / number), 0.0) + 1e-6

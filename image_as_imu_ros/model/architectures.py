@@ -180,9 +180,13 @@ def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS,
         return ReferenceNetwork()
     if len(widths) != len(WIDTHS) or min(widths) < 1:
         raise ConfigError(f'widths: {list(widths)} are not {len(WIDTHS)} numbers of channels')
-    if len(ranks) != len(WHOLE) or min(ranks) < 0 \
+    narrowest = (widths[0], *map(min, widths, widths[1:]))
+    if len(ranks) != len(WHOLE) or any(
+            not isinstance(rank, int) or not 0 <= rank <= width
+            for rank, width in zip(ranks, narrowest)) \
             or (any(ranks) and architecture != CompactNetwork.architecture):
-        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of a compact network')
+        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of convolutions of a '
+                          f'compact network, at most {list(narrowest)}')
     if architecture == CompactNetwork.architecture:
         return CompactNetwork(widths, ranks)
     if architecture.startswith(TIMM):

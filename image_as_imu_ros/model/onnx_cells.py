@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from image_as_imu_ros.errors import ConfigError, WeightsError
+from image_as_imu_ros.files import write_atomically
 from image_as_imu_ros.model.compiled_front_ends import (
     derivative_correlation,
     directional_structure,
@@ -34,48 +35,6 @@ MAX_KEPT = 8
 """Weights whose models are kept, the newest ones."""
 
 
-def cache_folder() -> Path:
-    """Where what was computed once is kept, and may be deleted."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'image_as_imu_ros'
-
-
-def exported_models(file: WeightsFile) -> Path:
-    """
-    Folder of the ONNX models of weights, which are exported when they are first used.
-
-    :raises ConfigError: if onnx is not installed, which exporting needs
-    :raises WeightsError: if the weights do not fit their network
-    """
-    # what the models depend on
-    digest = hashlib.sha256(file.path.read_bytes())
-    for source in sorted((PACKAGE / 'model').glob('*.py')):
-        digest.update(source.read_bytes())
-    folder = cache_folder() / 'onnx' / f'{file.name}-{digest.hexdigest()[:16]}'
-    if (folder / NETWORK).is_file() and (folder / CRITIC).is_file():
-        return folder
-    if importlib.util.find_spec('onnx') is None:
-        raise lacking('onnxruntime', 'onnx')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in kept[:-MAX_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix='image_as_imu_ros-'))
-    logger.info('%s: exporting for ONNX Runtime, once, to %s', file.name, folder)
-    if 'torch' in sys.modules:
-        from image_as_imu_ros.model.weights import export_onnx
-        export_onnx(file.path, folder)
-        return folder
-    # in a process of its own, so that this one stays without torch's half a gigabyte
-    done = subprocess.run(
-        [sys.executable, '-m', 'image_as_imu_ros', 'weights', 'onnx', str(file.path.resolve()),
-         str(folder)], cwd=PACKAGE.parent, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise WeightsError(f'cannot export weights {file.path}: {done.stderr.strip()}')
-    return folder
-
-
 class OnnxCells:
     """
     A `CellModel` of ONNX Runtime.
@@ -86,9 +45,20 @@ class OnnxCells:
     """
 
     def __init__(self, file: WeightsFile, threads: int) -> None:
-        folder = exported_models(file)
-        self._network = open_session(folder / NETWORK, threads)
-        self._critic = open_session(folder / CRITIC, 1)
+        onnxruntime = imported_onnxruntime('onnxruntime')
+        try:
+            kept = kept_models(file)
+            self._open(onnxruntime, kept, threads)
+        except Exception:  # not there yet or damaged, for which onnxruntime raises many kinds
+            with TemporaryDirectory(prefix='image_as_imu_ros-') as folder:
+                export_models(file, Path(folder))
+                keep_models(file, Path(folder))
+                self._open(onnxruntime, Path(folder), threads)
+
+    def _open(self, onnxruntime: Any, folder: Path, threads: int) -> None:
+        self._network, self._critic = (
+            open_session(onnxruntime, folder / name, count)
+            for name, count in ((NETWORK, threads), (CRITIC, 1)))
         self._inputs = [each.name for each in self._network.get_inputs()]
 
     def log_probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -102,18 +72,13 @@ class OnnxCells:
         return self._critic.run(None, {FEATURES: features[None]})[0][0]
 
 
-def open_session(model: Path, threads: int) -> Any:
-    """
-    Have ONNX Runtime compute a model on the CPU.
-
-    :raises ConfigError: if it is not installed
-    """
-    onnxruntime = imported_onnxruntime('onnxruntime')
+def open_session(onnxruntime: Any, model: Path, threads: int) -> Any:
+    """Have ONNX Runtime compute a model on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # its threads would take the processor from the solver of the image before
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    return onnxruntime.InferenceSession(str(model), options,
+    return onnxruntime.InferenceSession(model.read_bytes(), options,
                                         providers=['CPUExecutionProvider'])
 
 
@@ -135,3 +100,61 @@ def lacking(runtime: str, package: str) -> ConfigError:
     """What to say of a package that is not installed."""
     return ConfigError(f'runtime: "{runtime}" needs {package}; pip install '
                        "'image_as_imu_ros[onnxruntime]'")
+
+
+def cache_folder() -> Path:
+    """
+    Where what was computed once is kept, and may be deleted.
+
+    :raises RuntimeError: if the user has no home
+    """
+    told = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    return (told if told.is_absolute() else Path.home() / '.cache') / 'image_as_imu_ros'
+
+
+def kept_models(file: WeightsFile) -> Path:
+    """Folder where the models of these weights, made by this code, are kept."""
+    digest = hashlib.sha256(file.path.read_bytes())
+    for source in (*sorted((PACKAGE / 'model').glob('*.py')),
+                   PACKAGE / 'geometry' / 'displacement_bins.py',
+                   PACKAGE / 'geometry' / 'blur_solver.py'):
+        digest.update(source.read_bytes())
+    return cache_folder() / 'onnx' / f'{file.name}-{digest.hexdigest()[:16]}'
+
+
+def export_models(file: WeightsFile, folder: Path) -> None:
+    """
+    Write the models of weights, where torch is not loaded by a process that loads it.
+
+    :raises ConfigError: if onnx is not installed
+    :raises WeightsError: if the weights do not fit their network, or nothing can be written
+    """
+    if importlib.util.find_spec('onnx') is None:
+        raise lacking('onnxruntime', 'onnx')
+    logger.info('%s: exporting for ONNX Runtime, once', file.name)
+    if 'torch' in sys.modules or not sys.executable:
+        from image_as_imu_ros.model.weights import export_onnx
+        export_onnx(file.path, folder)
+        return
+    done = subprocess.run(
+        [sys.executable, '-m', 'image_as_imu_ros', 'weights', 'onnx', str(file.path.resolve()),
+         str(folder.resolve())], cwd=PACKAGE.parent, text=True, capture_output=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1]
+        raise WeightsError(f'cannot export weights {file.path}: {reason}')
+
+
+def keep_models(file: WeightsFile, exported: Path) -> None:
+    """Copy models to the cache, if it can be written, and delete the oldest there."""
+    try:
+        folder = kept_models(file)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CRITIC, NETWORK):
+            write_atomically(folder / name, (exported / name).read_bytes())
+        kept = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+    except (OSError, RuntimeError) as error:
+        logger.warning('%s: its ONNX models cannot be kept (%s), and are exported at each start; '
+                       'set XDG_CACHE_HOME to a folder that can be written', file.name, error)
+        return
+    for old in kept[:-MAX_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)

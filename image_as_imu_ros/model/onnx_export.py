@@ -8,7 +8,6 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
 from image_as_imu_ros.model.length_features import CHANNELS
 from image_as_imu_ros.model.network import (
@@ -17,7 +16,7 @@ from image_as_imu_ros.model.network import (
     MethodOf,
     example_features,
 )
-from image_as_imu_ros.model.onnx_cells import FEATURES, INPUTS
+from image_as_imu_ros.model.onnx_cells import FEATURES, INPUTS, lacking
 
 OPSET = 17
 OUTPUT = 'log_probability'
@@ -51,11 +50,12 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, .
     """
     file = io.BytesIO()
     try:
+        import onnx  # noqa: F401  # which torch's export needs
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # torch's newer export takes ten times as long
             torch.onnx.utils.export(module, inputs, file, opset_version=OPSET,
                                     input_names=list(names), output_names=[output],
                                     dynamic_axes=axes)
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ConfigError(f'cannot export to ONNX: {error}') from error
+    except ModuleNotFoundError as error:
+        raise lacking('onnxruntime', 'onnx') from error
     return file.getvalue()

@@ -32,10 +32,10 @@ NAMES_IN_ERRORS = 3
 
 @dataclass(frozen=True)
 class Weights:
-    """A network in evaluation mode and what is known of it."""
+    """A network in evaluation mode, and the file it is from."""
 
     network: nn.Module
-    metadata: dict[str, str]
+    file: WeightsFile
 
 
 def load_weights(name_or_path: str) -> Weights:
@@ -46,7 +46,7 @@ def load_weights(name_or_path: str) -> Weights:
     :raises WeightsError: if the file is missing, damaged or for an unknown architecture
     """
     file = find_weights(name_or_path)
-    return Weights(load_network(file), file.metadata)
+    return Weights(load_network(file), file)
 
 
 def load_network(file: WeightsFile) -> nn.Module:
@@ -171,17 +171,22 @@ def export_onnx(weights: Path, folder: Path) -> None:
     Write the network and its critic as ONNX models, `network.onnx` and `critic.onnx`.
 
     :param weights: .safetensors of a network of distributions
-    :raises WeightsError: if the weights cannot be used
+    :raises WeightsError: if the weights cannot be used, or the folder cannot be written
     :raises ConfigError: if they are of another network, or onnx is not installed
     """
     network = load_weights(str(weights)).network
     if not isinstance(network, DisplacementNetwork):
         raise ConfigError(f'{weights} is of the architecture "{network.architecture}", which '
                           'runs in torch only')
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CRITIC, exported_critic(network))
-    write_atomically(folder / NETWORK, exported_network(
-        CellDistributions(network.fused(), half=False).eval(), 'cpu'))
+    models = {CRITIC: exported_critic(network),
+              NETWORK: exported_network(CellDistributions(network.fused(), half=False).eval(),
+                                        'cpu')}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, model in models.items():
+            write_atomically(folder / name, model)
+    except OSError as error:
+        raise WeightsError(f'cannot write ONNX models to {folder}: {error}') from error
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:

@@ -60,8 +60,8 @@ def write_pseudo_labels(recordings: Mapping[Path, Recording], weights: Path, dev
     """
     loaded = load_weights(str(weights))
     if not isinstance(loaded.network, ReferenceNetwork):
-        raise WeightsError(f'{weights} is for architecture "{loaded.architecture}"; pseudo labels '
-                           f'need "{ReferenceNetwork.architecture}", which sees depth too')
+        raise WeightsError(f'{weights} is for architecture "{loaded.file.architecture}"; pseudo '
+                           f'labels need "{ReferenceNetwork.architecture}", which sees depth too')
     network = loaded.network.to(device)
     weights_sha256 = file_sha256(weights)
     for output, recording in recordings.items():
