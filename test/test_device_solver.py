@@ -128,12 +128,11 @@ def test_starts_are_taken_where_there_are_any(together, one_by_one, seen):
 
 
 def test_images_of_a_batch_do_not_know_of_each_other(solver, seen):
-    batch = solver(*seen.tensors(slice(0, 8)))
-    singles = torch.cat([solver(*seen.tensors(slice(k, k + 1))) for k in range(8)])
-    turned = solver(*seen.tensors(range(7, -1, -1))).flip(0)
-    for other in (singles, turned):
-        same = torch.isclose(other, batch, rtol=1e-3, atol=1e-4).flatten(1).all(dim=1)
-        assert same.sum() >= 6  # sums of another order lead two close calls to stop elsewhere
+    batch, other = (solver(*seen.tensors([0, 1, 2, 3, *company])) for company in
+                    ([4, 5, 6, 7], [8, 9, 10, 11]))
+    # in batches of other sizes sums of another order lead close calls to stop elsewhere
+    torch.testing.assert_close(other[:4], batch[:4], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(other[4:], batch[4:], rtol=1e-2)
 
 
 def test_one_matrix_does_for_images_of_one_camera(solver, seen):

@@ -197,7 +197,7 @@ def test_an_export_that_fails_in_a_process_of_its_own_tells_why(own_cache, netwo
     pytest.importorskip('onnxruntime')
     tensors = dict(network.state_dict())
     tensors.pop('head.2.bias')
-    export_weights(tensors, tmp_path / 'lacking.safetensors', {})
+    export_weights(tensors, tmp_path / 'lacking.safetensors', find_weights('compact').metadata)
     done = fresh(str(tmp_path / 'lacking.safetensors'))
     assert 'WeightsError' in done.stderr and 'head.2.bias' in done.stderr
 
