@@ -20,6 +20,7 @@ from image_as_imu_ros.geometry.displacement_bins import (
     RINGS,
     interpolation,
 )
+from image_as_imu_ros.geometry.small_matrices import dot, invert
 
 TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
@@ -256,32 +257,6 @@ def information(cells, motion, work):
     for part in range(3, 6):
         squares[part, part] += 1.0 / expected_square(cells, motion)
     return squares
-
-
-@compiled
-def invert(matrix):
-    """Replace a positive definite matrix by its inverse: Gauss and Jordan's elimination."""
-    size = len(matrix)
-    for pivot in range(size):
-        factor = 1.0 / matrix[pivot, pivot]
-        matrix[pivot, pivot] = 1.0
-        for column in range(size):
-            matrix[pivot, column] *= factor
-        for row in range(size):
-            if row != pivot:
-                factor = matrix[row, pivot]
-                matrix[row, pivot] = 0.0
-                for column in range(size):
-                    matrix[row, column] -= factor * matrix[pivot, column]
-
-
-@compiled
-def dot(one, other):
-    """Product of two vectors."""
-    found = 0.0
-    for part in range(len(one)):
-        found += one[part] * other[part]
-    return found
 
 
 @compiled

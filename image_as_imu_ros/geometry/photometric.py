@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from image_as_imu_ros.compiled import compiled
+from image_as_imu_ros.geometry.small_matrices import dot, invert
 
 MIN_OVERLAP = 0.35
 """Least share of the pixels that must be seen in both images."""
@@ -193,13 +194,14 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px
             if d >= 3:
                 information[d, d] += 1.0 / spread
                 vector[d] -= motion[d] / spread
-        _write_inverse(covariance, information)
+        invert(information)
+        covariance = information
         for d in range(6):
-            step[d] = _dot(covariance[d], vector)
+            step[d] = dot(covariance[d], vector)
         turn = _composed(turn, _quaternion(step[0], step[1], step[2]))
         _write_rotation(rotation, turn)
         for d in range(3):
-            motion[3 + d] += _dot(rotation[d], step[3:])
+            motion[3 + d] += dot(rotation[d], step[3:])
     scale = _vector_scale(turn)
     for d in range(3):
         motion[d] = scale * turn[1 + d]
@@ -326,9 +328,9 @@ def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndar
     for a in range(6):
         for i in range(len(weight)):
             weighted[i] = weight[i] * jacobian[a, i]
-        vector[a] = _dot(weighted, residual)
+        vector[a] = dot(weighted, residual)
         for b in range(a + 1):
-            information[a, b] = information[b, a] = _dot(weighted, jacobian[b])
+            information[a, b] = information[b, a] = dot(weighted, jacobian[b])
     return information, vector, inliers
 
 
@@ -349,14 +351,6 @@ def _between(pixels, corner, width, across, down):
     upper = pixels[corner] + across * (pixels[corner + 1] - pixels[corner])
     lower = pixels[under] + across * (pixels[under + 1] - pixels[under])
     return upper + down * (lower - upper)
-
-
-@compiled
-def _dot(a, b):
-    total = a[0] * b[0]
-    for i in range(1, len(a)):
-        total += a[i] * b[i]
-    return total
 
 
 @compiled
@@ -418,22 +412,3 @@ def _write_homography(homography, camera, rotation, tx, ty, tz):
         homography[i, 0] /= fx
         homography[i, 1] /= fy
         homography[i, 2] -= cx * homography[i, 0] + cy * homography[i, 1]
-
-
-@compiled
-def _write_inverse(inverse, matrix):
-    """Of a positive definite matrix, which is lost, by Gauss-Jordan elimination."""
-    size = len(matrix)
-    for i in range(size):
-        for j in range(size):
-            inverse[i, j] = 1.0 if i == j else 0.0
-    for pivot in range(size):
-        share = 1.0 / matrix[pivot, pivot]
-        for j in range(size):
-            matrix[pivot, j] *= share
-            inverse[pivot, j] *= share
-        for i in range(size):
-            factor = matrix[i, pivot] if i != pivot else 0.0
-            for j in range(size):
-                matrix[i, j] -= factor * matrix[pivot, j]
-                inverse[i, j] -= factor * inverse[pivot, j]

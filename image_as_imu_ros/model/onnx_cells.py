@@ -47,8 +47,7 @@ class OnnxCells:
     def __init__(self, file: WeightsFile, threads: int) -> None:
         onnxruntime = imported_onnxruntime('onnxruntime')
         try:
-            kept = kept_models(file)
-            self._open(onnxruntime, kept, threads)
+            self._open(onnxruntime, kept_models(file), threads)
         except Exception:  # not there yet or damaged, for which onnxruntime raises many kinds
             with TemporaryDirectory(prefix='image_as_imu_ros-') as folder:
                 export_models(file, Path(folder))

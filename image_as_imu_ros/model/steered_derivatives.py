@@ -28,6 +28,9 @@ MIN_NEARBY_PX = 2
 # compiled code would turn a float32 that meets a Python number into a float64
 ZERO, QUARTER, HALF, ONE, TWO = np.float32([0.0, 0.25, 0.5, 1.0, 2.0])
 TINY_PX, TINY_ENERGY = np.float32([1e-6, 1e-9])
+KINDS = ((0, 1, 0), (1, 0, 0), (2, 3, 1))
+"""Derivatives along, across, and of both kinds: which two are turned into each, and whether they
+are first or second ones; those of both kinds turn twice."""
 
 
 class SteeredDerivatives:
@@ -149,14 +152,17 @@ def _correlations(derivatives: np.ndarray, centres_px: np.ndarray, flow_px: np.n
     x, y, u, v = centres_px[0], centres_px[1], flow_px[0], flow_px[1]
     points = len(x)
     length, longest, seen = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    cosine, sine = np.empty_like(x), np.empty_like(x)
+    cosines, sines = np.empty((3, points), np.float32), np.empty((3, points), np.float32)
     ahead_x, ahead_y = np.empty_like(x), np.empty_like(x)
     behind_x, behind_y = np.empty_like(x), np.empty_like(x)
     ahead, behind = np.empty((4, points), np.float32), np.empty((4, points), np.float32)
     corner = np.empty(points, np.uint32)
     for i in range(points):
         length[i] = math.sqrt(u[i] * u[i] + v[i] * v[i]) + TINY_PX
-        cosine[i], sine[i] = u[i] / length[i], v[i] / length[i]
+        c, s = u[i] / length[i], v[i] / length[i]
+        cosines[0, i], sines[0, i] = c, s
+        cosines[1, i], sines[1, i] = c, -s
+        cosines[2, i], sines[2, i] = c * c - s * s, TWO * c * s
         # ends of a lag are up to so far from the centre
         room_x, room_y = min(x[i], width - 1 - x[i]), min(y[i], height - 1 - y[i])
         longest[i] = 2 * min(room_x / (abs(u[i]) + TINY_PX), room_y / (abs(v[i]) + TINY_PX))
@@ -167,11 +173,17 @@ def _correlations(derivatives: np.ndarray, centres_px: np.ndarray, flow_px: np.n
         _ends(y, v, HALF * ratio, seen, ahead_y, behind_y)
         _sample(derivatives, ahead_x, ahead_y, corner, ahead)
         _sample(derivatives, behind_x, behind_y, corner, behind)
-        count, products, powers = _sums(ahead, behind, cosine, sine, seen, relative)
+        count = ONE
+        for i in range(points):
+            count += seen[i]
         for kind in range(3):
-            steered[3 * kind, lag] = products[kind] / (powers[kind] + TINY_ENERGY * count)
-            steered[3 * kind + 1, lag] = products[3 + kind] / count
-            steered[3 * kind + 2, lag] = powers[3 + kind] / count
+            one, other, order = KINDS[kind]
+            product, product_share, power, power_share = _sums(
+                ahead[one], ahead[other], behind[one], behind[other], cosines[kind], sines[kind],
+                seen, relative[order])
+            steered[3 * kind, lag] = product / (power + TINY_ENERGY * count)
+            steered[3 * kind + 1, lag] = product_share / count
+            steered[3 * kind + 2, lag] = power_share / count
         steered[-1, lag] = count / points
     return steered
 
@@ -229,42 +241,19 @@ def _split(x, y, width, last_column, last_row, corner):
 
 
 @compiled
-def _sums(ahead, behind, cosine, sine, seen, relative):
+def _sums(first_ahead, second_ahead, first_behind, second_behind, cosine, sine, seen, relative):
     """
-    Turn the derivatives at both ends of a lag and sum their products and mean powers.
+    Sum products and mean powers of derivatives at both ends of a lag, turned by an angle.
 
-    :param ahead, behind: (4, N)
-    :returns: one more than how many are seen; six sums of products, plain and relative ones of
-        derivatives along, across and of both kinds, and the same of powers
+    :returns: sums of products, relative products, powers and relative powers
     """
-    count = ONE
-    along = across = both = ZERO
-    along_power = across_power = both_power = ZERO
-    along_share = across_share = both_share = ZERO
-    along_power_share = across_power_share = both_power_share = ZERO
+    product_sum = product_share = power_sum = power_share = ZERO
     for i in range(len(seen)):
-        count += seen[i]
-        c, s = cosine[i], sine[i]
-        a, b = c * ahead[0, i] + s * ahead[1, i], c * behind[0, i] + s * behind[1, i]
+        a = cosine[i] * first_ahead[i] + sine[i] * second_ahead[i]
+        b = cosine[i] * first_behind[i] + sine[i] * second_behind[i]
         product, power = seen[i] * (a * b), seen[i] * (a * a + b * b)
-        along += product
-        along_power += power
-        along_share += relative[0, i] * product
-        along_power_share += relative[0, i] * power
-        a, b = c * ahead[1, i] - s * ahead[0, i], c * behind[1, i] - s * behind[0, i]
-        product, power = seen[i] * (a * b), seen[i] * (a * a + b * b)
-        across += product
-        across_power += power
-        across_share += relative[0, i] * product
-        across_power_share += relative[0, i] * power
-        # those of both kinds turn twice
-        c, s = c * c - s * s, TWO * c * s
-        a, b = c * ahead[2, i] + s * ahead[3, i], c * behind[2, i] + s * behind[3, i]
-        product, power = seen[i] * (a * b), seen[i] * (a * a + b * b)
-        both += product
-        both_power += power
-        both_share += relative[1, i] * product
-        both_power_share += relative[1, i] * power
-    return (count, (along, across, both, along_share, across_share, both_share),
-            (HALF * along_power, HALF * across_power, HALF * both_power,
-             HALF * along_power_share, HALF * across_power_share, HALF * both_power_share))
+        product_sum += product
+        product_share += relative[i] * product
+        power_sum += power
+        power_share += relative[i] * power
+    return product_sum, product_share, HALF * power_sum, HALF * power_share

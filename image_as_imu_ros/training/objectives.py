@@ -47,8 +47,9 @@ class DistributionObjective:
     :param teacher: a network of distributions to learn from as well
     """
 
-    def __init__(self, teacher: nn.Module | None = None) -> None:
+    def __init__(self, teacher: DisplacementNetwork | None = None) -> None:
         self.teacher = teacher
+        self._fused_teacher = None if teacher is None else teacher.fused()
 
     def losses(self, network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Losses `cells` and `motions`, nats, and, of a teacher, `teacher`."""
@@ -58,9 +59,9 @@ class DistributionObjective:
         rivals = rival_motions(motion, focal_px, torch.Generator().manual_seed(seed))
         losses = {'cells': distribution_loss(own, flow_px),
                   'motions': MOTION_WEIGHT * motion_loss(votes, field, motion, rivals)}
-        if self.teacher is not None:
+        if self._fused_teacher is not None:
             with torch.no_grad():
-                taught = _predicted(self.teacher.to(gray.device), gray)
+                taught = _predicted(self._fused_teacher.to(gray.device), gray)
             losses['teacher'] = teaching_loss(own, votes,
                                               tuple(output.float() for output in taught))
         return losses
@@ -120,7 +121,7 @@ def objective_for(config: TrainingConfig) -> Objective:
     if is_dense(config) or not isinstance(teacher, DisplacementNetwork):
         raise ConfigError(f'teacher: "{config.teacher}" cannot teach "{config.architecture}"; '
                           'both must be networks of distributions')
-    return DistributionObjective(teacher.fused())
+    return DistributionObjective(teacher)
 
 
 def _predicted(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from image_as_imu_ros.config import TrainingConfig
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.architectures import build_network, open_network
-from image_as_imu_ros.model.weights import load_strictly, load_weights
+from image_as_imu_ros.model.weights import load_strictly
 from image_as_imu_ros.training.checkpoint import (
     read_checkpoint,
     start_from,
@@ -143,7 +143,7 @@ def train(config: TrainingConfig, output: Path, assets: Path | None = None,
         start_from(network, Path(config.initial))
         average.set(network)
     elif config.teacher:
-        start_from_teacher(network, load_weights(config.teacher).network, config.teacher)
+        start_from_teacher(network, objective.teacher, config.teacher)
         average.set(network)
     model, optimizer = accelerator.prepare(network, optimizer)
 
