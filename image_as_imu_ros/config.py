@@ -219,8 +219,8 @@ class TrainingConfig:
         "which learns by the paper's losses")
     widths: tuple = setting((32, 64, 96, 128), 'channels at strides 4, 8, 16 and 32 (of timm '
                             'backbones, of their decoder); the reference network has its own')
-    ranks: tuple = setting((0, 0, 0, 0), "of the compact network's convolutions there; 0 leaves "
-                           'them whole')
+    ranks: tuple = setting((0, 0, 0, 0, 0), "of the compact network's convolutions there and of "
+                           'its last layer; 0 leaves them whole')
     initial: str = setting('', 'weights to start from: .safetensors, checkpoint.pt of a run, or '
                            'a plain state dict of the encoder alone')
     teacher: str = setting('', 'weights of a compact network to learn from besides the truth '

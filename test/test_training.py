@@ -261,7 +261,7 @@ def test_a_network_of_low_rank_learns_from_its_teacher(teacher):
     factory, objective = CropFactory(config, None, False), objective_for(config)
     batch = factory.collate([factory.crop(index) for index in range(4)])
     torch.manual_seed(4)
-    network = CompactNetwork(WIDTHS, ranks=(0, 4, 4, 4))
+    network = CompactNetwork(WIDTHS, ranks=(0, 4, 4, 4, 4))
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     divergences = []
     for _ in range(40):
@@ -276,14 +276,14 @@ def test_a_network_of_low_rank_learns_from_its_teacher(teacher):
 
 def test_training_starts_from_the_teacher(tmp_path, teacher):
     train(TrainingConfig(crops=8, learning_rate=0.0, teacher=str(teacher), widths=WIDTHS,
-                         ranks=(0, 16, 16, 16), **TINY), tmp_path)
+                         ranks=(0, 16, 16, 16, 32), **TINY), tmp_path)
     (row,) = csv.reader((tmp_path / 'log.csv').open())
     assert float(row[5]) < 0.01  # but for the statistics of the batch norms
 
 
 def test_a_network_of_full_rank_starts_as_its_teacher(teacher):
     whole = load_weights(str(teacher)).network
-    network = CompactNetwork(WIDTHS, ranks=(16, 0, 16, 16)).eval()
+    network = CompactNetwork(WIDTHS, ranks=(16, 0, 16, 16, 32)).eval()
     start_from_teacher(network, whole, 'teacher')
     gray = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_a_network_of_full_rank_starts_as_its_teacher(teacher):
 
 def test_a_teacher_of_other_widths_is_refused(tmp_path, teacher):
     with pytest.raises(WeightsError, match='teacher.safetensors does not fit compact-4'):
-        train(TrainingConfig(crops=8, teacher=str(teacher), ranks=(0, 4, 4, 4), **TINY), tmp_path)
+        train(TrainingConfig(crops=8, teacher=str(teacher), ranks=(0, 4, 4, 4, 4), **TINY), tmp_path)
 
 
 @pytest.mark.parametrize('teacher, architecture', [

@@ -95,7 +95,7 @@ def test_structure_is_high_across_stripes_and_independent_of_contrast():
     np.testing.assert_allclose(*relative, atol=1e-2)
 
 
-@pytest.mark.parametrize('ranks', [WHOLE, (0, 16, 24, 32)])
+@pytest.mark.parametrize('ranks', [WHOLE, (0, 16, 24, 32, 32), (16, 0, 24, 32, 0)])
 def test_fusing_batch_norms_keeps_the_function(gray, ranks):
     network = some_network(ranks)
     fused = network.fused()
@@ -169,8 +169,8 @@ def test_senseless_widths_are_refused(file, widths):
         weights.load_weights(str(file))
 
 
-@pytest.mark.parametrize('ranks', ['7', '[0, 8]', '[0, 0, 0, -1]', '[0, 33, 0, 0]',
-                                   '[0, 1.5, 0, 0]'])
+@pytest.mark.parametrize('ranks', ['7', '[0, 8]', '[0, 0, 0, -1, 0]', '[0, 33, 0, 0, 0]',
+                                   '[0, 1.5, 0, 0, 0]', '[0, 0, 0, 0, 129]'])
 def test_senseless_ranks_are_refused(file, ranks):
     save_file(load_file(file), file,
               {'architecture': CompactNetwork.architecture, 'ranks': ranks})
@@ -180,11 +180,11 @@ def test_senseless_ranks_are_refused(file, ranks):
 
 def test_a_backbone_of_low_rank_is_refused():
     with pytest.raises(ConfigError, match='ranks: .* of a compact network, at most'):
-        build_network('timm:resnet10t', ranks=(0, 8, 8, 8))
+        build_network('timm:resnet10t', ranks=(0, 8, 8, 8, 8))
 
 
 @pytest.mark.parametrize('architecture, ranks', [
-    (CompactNetwork.architecture, WHOLE), (CompactNetwork.architecture, (4, 0, 8, 8)),
+    (CompactNetwork.architecture, WHOLE), (CompactNetwork.architecture, (4, 0, 8, 8, 6)),
     ('timm:resnet10t', WHOLE)])
 def test_networks_of_any_width_and_backbone_come_back_and_estimate(
         architecture, ranks, own_cache, tmp_path, blurred_frames):
@@ -235,7 +235,7 @@ def test_verb_exports_the_average_of_a_checkpoint(network, gray, tmp_path, capsy
     assert main(['weights', 'export', str(checkpoint), str(output), '--note', 'licence=MIT']) == 0
     assert 'sha256' in capsys.readouterr().out
     metadata = weights.load_weights(str(output)).file.metadata
-    assert metadata['widths'] == '[32, 64, 96, 128]' and metadata['ranks'] == '[0, 0, 0, 0]'
+    assert metadata['widths'] == '[32, 64, 96, 128]' and metadata['ranks'] == '[0, 0, 0, 0, 0]'
     assert metadata['crops'] == '640' and metadata['licence'] == 'MIT'
     assert json.loads(metadata['config']) == {'seed': 4}
 

@@ -173,20 +173,21 @@ def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS,
     Make a network by the name of its architecture, untrained.
 
     :param widths: channels at strides 4, 8, 16 and 32; the reference network has its own
-    :param ranks: of the compact network's convolutions there; 0 leaves them whole
+    :param ranks: of the compact network's convolutions there and of its last layer; 0 leaves
+        them whole
     :raises ConfigError: if there is no such architecture, or it does not take these widths
     """
     if architecture == ReferenceNetwork.architecture:
         return ReferenceNetwork()
     if len(widths) != len(WIDTHS) or min(widths) < 1:
         raise ConfigError(f'widths: {list(widths)} are not {len(WIDTHS)} numbers of channels')
-    narrowest = (widths[0], *map(min, widths, widths[1:]))
+    narrowest = (widths[0], *map(min, widths, widths[1:]), 2 * widths[1])
     if len(ranks) != len(WHOLE) or any(
             not isinstance(rank, int) or not 0 <= rank <= width
             for rank, width in zip(ranks, narrowest)) \
             or (any(ranks) and architecture != CompactNetwork.architecture):
-        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of convolutions of a '
-                          f'compact network, at most {list(narrowest)}')
+        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of layers of a compact '
+                          f'network, at most {list(narrowest)}')
     if architecture == CompactNetwork.architecture:
         return CompactNetwork(widths, ranks)
     if architecture.startswith(TIMM):

@@ -37,8 +37,10 @@ from image_as_imu_ros.model.weights_files import COMPACT
 
 WIDTHS = (32, 64, 96, 128)
 """Channels of the shipped compact network at strides 4, 8, 16 and 32."""
-WHOLE = (0, 0, 0, 0)
-"""Ranks of whole convolutions there."""
+WHOLE = (0, 0, 0, 0, 0)
+"""Ranks of whole convolutions there and of a whole last layer."""
+BLOCK = 16
+"""Channels in multiples of which processors compute convolutions quickest."""
 
 
 class DirectionalStructure(nn.Module):
@@ -189,12 +191,19 @@ def filter_table(displacements: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LowRank(nn.Sequential):
-    """A 3x3 convolution to few channels and, without bias, from those to all."""
+    """
+    A convolution to few channels, and from those to all.
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, rank: int) -> None:
-        super().__init__(nn.Conv2d(channels_in, rank, 3, stride, padding=1, bias=False),
-                         nn.Conv2d(rank, channels_out, 1, bias=False))
-        self.shape = (channels_out, channels_in, 3, 3)
+    :param size: of its kernel, px
+    :param bias: whether it adds one
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, rank: int,
+                 size: int = 3, bias: bool = False) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, rank, size, stride, padding=size // 2, bias=False),
+            nn.Conv2d(rank, channels_out, 1, bias=bias))
+        self.shape = (channels_out, channels_in, size, size)
 
     @torch.no_grad()
     def approximate(self, weight: Tensor) -> None:
@@ -252,19 +261,20 @@ class DisplacementNetwork(nn.Module):
         self.structure, self.correlation = DirectionalStructure(), DerivativeCorrelation()
 
     def add_decoder(self, channels: tuple[int, int, int], widths: tuple[int, int],
-                    ranks: tuple[int, int] = (0, 0)) -> None:
+                    ranks: tuple[int, int, int] = (0, 0, 0)) -> None:
         """
         Add what follows the encoder.
 
         :param channels: of the encoder's features at strides 8, 16 and 32
         :param widths: of the decoder at strides 8 and 16
-        :param ranks: of its convolutions there; 0 leaves them whole
+        :param ranks: of its convolutions there and of its last layer; 0 leaves them whole
         """
-        (c8, c16, c32), (w8, w16), (r8, r16) = channels, widths, ranks
+        (c8, c16, c32), (w8, w16), (r8, r16, last) = channels, widths, ranks
         self.up16 = nn.Sequential(conv(c32 + c16, w16, rank=r16), ResidualBlock(w16, r16))
         self.up8 = nn.Sequential(conv(w16 + c8, w8, rank=r8), ResidualBlock(w8, r8))
         self.head = nn.Sequential(nn.Conv2d(w8, 2 * w8, 1), nn.ReLU(inplace=True),
-                                  nn.Conv2d(2 * w8, BINS, 1))
+                                  LowRank(2 * w8, BINS, 1, last, size=1, bias=True) if last
+                                  else nn.Conv2d(2 * w8, BINS, 1))
         self.reliability = nn.Conv2d(2 * w8, 2, 1)
         nn.init.zeros_(self.reliability.weight)
         nn.init.zeros_(self.reliability.bias)  # at first all cells count alike
@@ -299,12 +309,17 @@ class DisplacementNetwork(nn.Module):
         one cell and telling in the sum, each as much as it can be relied on there.
         """
         seen = self.head[:-1](self.decode(structure, gray)).movedim(1, -1)
-        own, reliability = (
-            functional.linear(seen, layer.weight[..., 0, 0], layer.bias)
-            for layer in (self.head[-1], self.reliability))
-        matched = functional.linear(correlation.movedim(1, -1), self.template.weight[..., 0, 0])
+        reliability = _linear(seen, self.reliability)
         share = functional.softplus(reliability.float(), beta=math.log(2.0))
-        return own, share[..., :1] * own + share[..., 1:] * matched
+        last = self.head[-1]
+        if isinstance(last, LowRank):
+            seen, last = _linear(seen, last[0]), last[1]
+        # shares weigh what the last products are of, which is less than what they make
+        weight = torch.cat([last.weight[..., 0, 0], self.template.weight[..., 0, 0],
+                            last.bias[:, None]], dim=1)
+        weighed = torch.cat([share[..., :1] * seen, share[..., 1:] * correlation.movedim(1, -1),
+                             share[..., :1]], dim=-1)
+        return _linear(seen, last), functional.linear(weighed, weight)
 
     def front_ends(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -338,20 +353,25 @@ class DisplacementNetwork(nn.Module):
         return network
 
 
+def _linear(values: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Apply a 1x1 convolution to values whose channels come last."""
+    return functional.linear(values, layer.weight[..., 0, 0], layer.bias)
+
+
 class CompactNetwork(DisplacementNetwork):
     """
     U-Net at strides 4 to 32 over the directional structure features.
 
     :param widths: channels at strides 4, 8, 16 and 32
-    :param ranks: of the convolutions that end there; 0 leaves them whole
+    :param ranks: of the convolutions that end there, and of the last layer; 0 leaves them whole
     """
 
     architecture = COMPACT
 
     def __init__(self, widths: tuple[int, int, int, int] = WIDTHS,
-                 ranks: tuple[int, int, int, int] = WHOLE) -> None:
+                 ranks: tuple[int, int, int, int, int] = WHOLE) -> None:
         super().__init__()
-        (w4, w8, w16, w32), (r4, r8, r16, r32) = widths, ranks
+        (w4, w8, w16, w32), (r4, r8, r16, r32, last) = widths, ranks
         self.stage4 = nn.Sequential(nn.BatchNorm2d(DirectionalStructure.channels),
                                     conv(DirectionalStructure.channels, w4, rank=r4),
                                     conv(w4, w4, rank=r4))
@@ -360,13 +380,24 @@ class CompactNetwork(DisplacementNetwork):
                                      ResidualBlock(w16, r16))
         self.stage32 = nn.Sequential(conv(w16, w32, 2, r32), ResidualBlock(w32, r32),
                                      ResidualBlock(w32, r32))
-        self.add_decoder((w8, w16, w32), (w8, w16), (r8, r16))
+        self.add_decoder((w8, w16, w32), (w8, w16), (r8, r16, last))
 
     def encode(self, structure: Tensor, gray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features at strides 8, 16 and 32, of the structure alone."""
         f8 = self.stage8(self.stage4(structure))
         f16 = self.stage16(f8)
         return f8, f16, self.stage32(f16)
+
+    def fused(self) -> CompactNetwork:
+        """As of `DisplacementNetwork`, the structure padded to whole blocks of channels."""
+        network = super().fused()
+        convolution = network.stage4[1][0]
+        first = convolution[0] if isinstance(convolution, LowRank) else convolution
+        spare = (0, 0, 0, 0, 0, -first.in_channels % BLOCK)
+        first.weight.data = functional.pad(first.weight.data, spare)
+        first.in_channels += spare[-1]
+        network.stage4.insert(1, nn.ConstantPad3d(spare, 0.0))
+        return network
 
 
 class CellDistributions(nn.Module):

@@ -68,7 +68,10 @@ def start_from_teacher(network: nn.Module, teacher: nn.Module, name: str) -> Non
         weight = tensors.get(f'{path}.weight')
         if isinstance(module, LowRank) and weight is not None and weight.shape == module.shape:
             module.approximate(tensors.pop(f'{path}.weight'))
+            bias = tensors.pop(f'{path}.bias', None)
             tensors |= {f'{path}.{key}': tensor for key, tensor in module.state_dict().items()}
+            if bias is not None:
+                tensors[f'{path}.1.bias'] = bias
     load_strictly(network, tensors, Path(name))
 
 
