@@ -37,6 +37,8 @@ CELLS_PER_ERROR = 25.0
 """The same for the spread of the cells' distributions, which is wider than their errors."""
 SHARED_ERROR_PX = 0.5
 """Error of the displacement that all cells share."""
+SHARED_ERROR = 0.02
+"""The same, relative to the displacement."""
 SHORT_ERROR_PX = 1.5
 """The same of a blur that is too short to be told from none, below some SHORT_PX."""
 SHORT_PX = 2.0
@@ -473,7 +475,9 @@ def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.nda
     information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
         motions, focal_px)[:, None]
     covariance = np.linalg.inv(information)
-    shared_px2 = SHARED_ERROR_PX ** 2 \
+    shared_px2 = SHARED_ERROR_PX ** 2 + (SHARED_ERROR * extents_px) ** 2 \
         + (SHORT_ERROR_PX * np.exp(-(extents_px / SHORT_PX) ** 2)) ** 2
-    covariance[:, range(3), range(3)] += shared_px2[:, None] / focal_px ** 2
+    # a roll moves the image by less than a pan
+    lever_px2 = (columns[:, :3] ** 2).sum(axis=0).mean(axis=1)
+    covariance[:, range(3), range(3)] += shared_px2[:, None] / lever_px2
     return covariance

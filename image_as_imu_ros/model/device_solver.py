@@ -35,6 +35,7 @@ from image_as_imu_ros.geometry.blur_solver import (
     SAME_HILL,
     SCAN_LENGTHS_PX,
     SCAN_STARTS,
+    SHARED_ERROR,
     SHARED_ERROR_PX,
     SHORT_ERROR_PX,
     SHORT_PX,
@@ -218,9 +219,11 @@ class DeviceSolver(nn.Module):
         information = weighted.flatten(2, 3).mT @ matrix.flatten(1, 2)[:, None]
         covariance = inverted(with_prior(information * (SPARSE / CELLS_PER_ERROR), motions,
                                          focal_px))
-        shared_px2 = SHARED_ERROR_PX ** 2 \
+        shared_px2 = SHARED_ERROR_PX ** 2 + (SHARED_ERROR * extents_px) ** 2 \
             + (SHORT_ERROR_PX * torch.exp(-(extents_px / SHORT_PX) ** 2)) ** 2
-        shared = (shared_px2 / focal_px ** 2)[..., None].expand(-1, -1, 3)
+        # a roll moves the image by less than a pan
+        lever_px2 = (matrix[..., :3] ** 2).sum(dim=2).mean(dim=1)
+        shared = shared_px2[..., None] / lever_px2[:, None]
         return covariance + torch.diag_embed(functional.pad(shared, (0, 3)))
 
 

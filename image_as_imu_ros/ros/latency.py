@@ -23,7 +23,7 @@ from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.evaluation.benchmark import commit, load_average, machine
 from image_as_imu_ros.processes import threads_for
 from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
-from image_as_imu_ros.ros.node import VisualImu, autostart, keep_large_buffers
+from image_as_imu_ros.ros.node import VisualImu, autostart, fit_for_images
 from image_as_imu_ros.ros.player import LARGE_IMAGES_PROFILE
 from image_as_imu_ros.ros.replay import PACKAGE_PARENT
 
@@ -54,7 +54,7 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
     if not 0.1 <= rate <= 1000:
         raise ConfigError(f'rate {rate} is outside [0.1, 1000] Hz')
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(LARGE_IMAGES_PROFILE))
-    keep_large_buffers()
+    fit_for_images()
     config = dataclasses.replace(config, node=dataclasses.replace(
         config.node, exposure_time=0.01, stamp_reference='middle'))
     monitor = Monitor(window_s=images / rate)

@@ -63,6 +63,9 @@ STOP_WAIT_S = 1.0
 WARM_UP_FRAMES = 3
 """At the third, blurs are also compared with each other."""
 
+TURN_S = 5e-4
+"""How long a thread keeps Python's interpreter while others wait for it."""
+
 LATENESS_S = 0.5
 """An image that is older than one before by more than this tells of a jump in time."""
 
@@ -513,7 +516,7 @@ class VisualImu(LifecycleNode):
     def _publish(self, estimate: MotionEstimate, frame_id: str, exposure_source: int,
                  arrival: Arrival, waited_s: float) -> None:
         """
-        Publish ~/motion, and ~/imu/data_raw and ~/twist of a measurement.
+        Publish ~/imu/data_raw and ~/twist of a measurement, and ~/motion.
 
         :param waited_s: how long the image lay idle on its way
         :raises FrameDropped: if a number is not finite or a variance not positive
@@ -525,17 +528,16 @@ class VisualImu(LifecycleNode):
             raise FrameDropped(DropCause.NOT_FINITE, 'the estimate is not finite or has no '
                                'uncertainty; please report it with the image')
         processing_s = time.monotonic() - arrival.arrived_s
+        if estimate.usable:
+            self._imu_publisher.publish(conversions.imu_to_msg(estimate, frame_id))
+            now_ns = self.get_clock().now().nanoseconds
+            self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
+                                    sum(estimate.timing_ms.values()) * 1e-3, waited_s,
+                                    estimate.row_band_index)
+            if self.config.node.publish_twist:
+                self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
         self._motion_publisher.publish(
             conversions.motion_to_msg(estimate, frame_id, exposure_source, processing_s))
-        if not estimate.usable:
-            return
-        self._imu_publisher.publish(conversions.imu_to_msg(estimate, frame_id))
-        if self.config.node.publish_twist:
-            self._twist_publisher.publish(conversions.twist_to_msg(estimate, frame_id))
-        now_ns = self.get_clock().now().nanoseconds
-        self._monitor.published((now_ns - arrival.stamp_ns) * 1e-9, processing_s,
-                                sum(estimate.timing_ms.values()) * 1e-3, waited_s,
-                                estimate.row_band_index)
 
     # Reports, from either thread
 
@@ -622,8 +624,10 @@ def assemble_frame(taken: Taken, exposure: Exposure, config: NodeConfig,
 def warm_up(stream: StreamEstimator) -> None:
     """Let the first images be as quick as the others."""
     intrinsics = CameraIntrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
-    cells = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8)
-    scene = cv2.resize(cells, (320, 240), interpolation=cv2.INTER_LINEAR)
+    rng = np.random.default_rng(0)
+    scene = np.mean([cv2.resize(rng.integers(0, 256, (cells, cells), np.uint8), (320, 240),
+                                interpolation=cv2.INTER_NEAREST) for cells in (8, 16, 32, 64)],
+                    axis=0)
     for index in range(WARM_UP_FRAMES):
         views = [cv2.warpAffine(scene, cv2.getRotationMatrix2D((159.5, 119.5), roll_deg, 1.0),
                                 (320, 240), borderMode=cv2.BORDER_REFLECT)
@@ -633,13 +637,15 @@ def warm_up(stream: StreamEstimator) -> None:
     stream.reset()
 
 
-def keep_large_buffers() -> None:
+def fit_for_images() -> None:
     """
-    Have glibc reuse the memory of images instead of returning it to the kernel each time.
+    Have threads of this process take turns sooner, and glibc reuse the memory of images.
 
-    Page faults otherwise cost more than the copy of a large image. Elsewhere than with glibc
-    there is no mallopt and nothing to do.
+    An image that arrives otherwise waits up to 5 ms for the interpreter, and page faults cost
+    more than the copy of a large image. Elsewhere than with glibc there is no mallopt and
+    nothing to do.
     """
+    sys.setswitchinterval(TURN_S)
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is not None:
         for parameter, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30),
@@ -667,7 +673,7 @@ def main(args: list[str] | None = None) -> int:
     :returns: exit status: 0, or 1 if a parameter is refused or an autostart fails
     """
     gc.freeze()  # what is imported stays: quicker collections, and a quicker exit
-    keep_large_buffers()
+    fit_for_images()
     rclpy.init(args=args)
     node, status = None, 0
     try:

@@ -105,14 +105,14 @@ def tinted(rng: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
 
 def procedural_texture(rng: np.random.Generator, side_px: int = 640) -> np.ndarray:
     """
-    Draw a random pattern of shapes, lines, bricks or writing over smooth shading.
+    Draw a random pattern of shapes, lines, bricks, writing or strands over smooth shading.
 
     :returns: (side, side) float32 in linear light, 0 to about 1
     """
     canvas = np.full((side_px, side_px), rng.uniform(0.05, 0.9), np.float32)
     canvas += _fractal_noise(rng, side_px) * rng.uniform(0.0, 0.3)
-    for draw in rng.choice([_leaves, _lines, _bricks, _writing], size=rng.integers(1, 4),
-                           p=[0.4, 0.2, 0.25, 0.15]):
+    for draw in rng.choice([_leaves, _lines, _bricks, _writing, _strands],
+                           size=rng.integers(1, 4), p=[0.35, 0.15, 0.2, 0.15, 0.15]):
         draw(rng, canvas)
     canvas += _fractal_noise(rng, side_px) * rng.uniform(0.0, 0.15)
     return np.abs(canvas) ** rng.uniform(1.0, 2.2)
@@ -183,3 +183,25 @@ def _writing(rng: np.random.Generator, canvas: np.ndarray) -> None:
                         int(rng.integers(0, 5)), float(rng.uniform(0.3, 2.5)), 255,
                         int(rng.integers(1, 4)), cv2.LINE_AA)
         canvas += (np.float32(shade) - canvas) * (ink / np.float32(255))
+
+
+def _strands(rng: np.random.Generator, canvas: np.ndarray) -> None:
+    """A patch of hair, grass or grain: streaks side by side that no motion has drawn."""
+    side = canvas.shape[0]
+    bend, count = rng.uniform(0.0, 3.0), int(rng.integers(500, 5000))
+    corner, size = rng.uniform(-0.3, 0.4, 2) * side, rng.uniform(0.4, 1.4, 2) * side
+    coarse = rng.standard_normal((4, 4)).astype(np.float32)
+    heading = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC) * bend
+    heading += rng.uniform(0.0, 2 * np.pi)
+    steps, step_px = 6, np.exp(rng.uniform(np.log(2.0), np.log(25.0)))
+    points = np.empty((count, steps, 2))
+    points[:, 0] = corner + size * rng.random((count, 2))
+    for step in range(1, steps):
+        x, y = points[:, step - 1].clip(0, side - 1).astype(int).T
+        angle = heading[y, x] + rng.normal(0.0, 0.15, count)
+        points[:, step] = points[:, step - 1] \
+            + step_px * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    base, spread = rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.3)
+    width = int(rng.integers(1, 4))
+    for strand, shade in zip(np.rint(points).astype(np.int32), rng.normal(base, spread, count)):
+        cv2.polylines(canvas, [strand], False, float(shade), width, cv2.LINE_AA)
