@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import expm
 
 from image_as_imu_ros.geometry.relative_blur import LEAST_INFORMATION
+from image_as_imu_ros.lever_arm import LeverArm
 
 RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
@@ -22,9 +23,9 @@ RATE = slice(3, 6)
 TWO_RATES = np.r_[15:18, RATE]
 """The rates at the last image and now."""
 MOVED = np.r_[0:3, 21:24]
-"""The angle and the way since the last image."""
+"""The angle since the last image, and the way beside that of the lever arm."""
 TWIST = np.r_[RATE, 18:21]
-"""The rate and the velocity now."""
+"""The rate, and the velocity beside that of the lever arm, now."""
 NOTHING = np.zeros((6, 6))
 DISTANCE_SHARE = 1.65
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
@@ -84,6 +85,21 @@ def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value:
     return mean + gain @ innovation, 0.5 * (covariance + covariance.T), distance
 
 
+def without_prior(motion: np.ndarray, covariance: np.ndarray,
+                  translation_spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Take the prior about no translation out of a motion that was found under it.
+
+    :param motion, covariance: (6,), (6, 6)
+    :param translation_spread: variance of the translation that the prior expected
+    :returns: the inverse covariance times the motion, (6,), and the inverse covariance, (6, 6)
+    """
+    posterior = np.linalg.inv(covariance)
+    information = posterior.copy()
+    information[3:, 3:] -= np.eye(3) / translation_spread
+    return posterior @ motion, information
+
+
 @dataclass(frozen=True)
 class FilterStep:
     """A filter's state at one frame, with what it was predicted from the frame before."""
@@ -96,6 +112,8 @@ class FilterStep:
     predicted_covariance: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
+    twist_matrix: np.ndarray
+    """(6, n), of which state the angular velocity and the velocity over the depth are."""
     variance_factor: float
 
 
@@ -153,10 +171,13 @@ class MotionFilter:
 
     The state is the angle turned since the last image, the rate, its first and second
     derivative, the steady rate about which it shakes, the rate at the last image, and then the
-    velocity over the depth of the scene and its integral since the last image, three numbers
-    each. The shaking resembles itself over LENGTH_S; its size is in proportion to the recent
-    rates, as that of hand and body, and so is that of the velocity, which fades over
-    VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process). Axes are those of the camera.
+    velocity over the depth of the scene beside that of the lever arm, and its integral since the
+    last image, three numbers each. The shaking resembles itself over LENGTH_S; its size is in
+    proportion to the recent rates, as that of hand and body, and so is that of the velocity,
+    which fades over VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process). Axes are those of the
+    camera.
+
+    :param lever: what is known of the lever arm already
     """
 
     LENGTH_S = 0.067
@@ -164,12 +185,13 @@ class MotionFilter:
     SPREAD_FLOOR_RAD_S = 0.03
     DRIFT = 1.0
     VELOCITY_LENGTH_S = 0.2
-    VELOCITY_PER_RATE = 0.15
+    VELOCITY_PER_RATE = 0.1
     VELOCITY_FLOOR = 0.05
     INITIAL_RATE_RAD_S = 5.0
     MEMORY_S = 0.3
 
-    def __init__(self) -> None:
+    def __init__(self, lever: LeverArm | None = None) -> None:
+        self.lever = lever or LeverArm()
         self.recent_rate = self.INITIAL_RATE_RAD_S
         slope = 5.0 / 3.0 / self.LENGTH_S ** 2
         # of shaking and a steady rate that are as large as each other
@@ -180,6 +202,7 @@ class MotionFilter:
         self.mean = np.zeros(3 * len(spread))
         self.covariance = of_each_axis(spread) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._elapsed_s = 0.0
         self._distance, self._measured = 1.0 / DISTANCE_SHARE, PRIOR_MEASURED
 
     @property
@@ -207,12 +230,23 @@ class MotionFilter:
     @property
     def moved(self) -> np.ndarray:
         """Rotation vector, rad, and translation over the depth since the last image, (6,)."""
-        return self.mean[MOVED]
+        return self.lever.carried @ self.mean[MOVED]
+
+    @property
+    def twist_matrix(self) -> np.ndarray:
+        """Of which state the angular velocity and the velocity over the depth are, (6, n)."""
+        return self._matrix(TWIST)
 
     @property
     def twist(self) -> np.ndarray:
         """Angular velocity, rad/s, and velocity over the depth, 1/s, now, (6,)."""
-        return self.mean[TWIST]
+        return self.lever.carried @ self.mean[TWIST]
+
+    @property
+    def twist_covariance(self) -> np.ndarray:
+        """Its covariance, (6, 6)."""
+        matrix = self.twist_matrix
+        return matrix @ self.covariance @ matrix.T
 
     @property
     def two_rates(self) -> np.ndarray:
@@ -231,6 +265,7 @@ class MotionFilter:
         transition[6:, 6], noise[6:, 6:] = fading(elapsed_s, self.VELOCITY_LENGTH_S)
         noise[6:, 6:] *= (self.VELOCITY_PER_RATE * self.recent_rate) ** 2 \
             + self.VELOCITY_FLOOR ** 2
+        self._elapsed_s = elapsed_s
         full = of_each_axis(transition)
         self.mean = full @ self.mean
         self.covariance = full @ self.covariance @ full.T + of_each_axis(noise)
@@ -242,7 +277,7 @@ class MotionFilter:
         size = len(self.mean)
         prediction = self._prediction or (np.eye(size), self.mean, self.covariance)
         return FilterStep(self._prediction is None, *prediction, self.mean, self.covariance,
-                          self.variance_factor)
+                          self.twist_matrix, self.variance_factor)
 
     def likelihood(self, rate: np.ndarray, covariance: np.ndarray) -> float:
         """Squared Mahalanobis distance of a measured angular velocity, (3,) rad/s."""
@@ -265,12 +300,19 @@ class MotionFilter:
         :param translation_spread: variance of the translation that the prior expected
         :param unmodelled: (6, 6), covariance of errors that neither the images nor the prior have
         """
-        posterior = np.linalg.inv(covariance)
-        information = posterior.copy()
-        information[3:, 3:] -= np.eye(3) / translation_spread
-        distance = self._update_told(entries, posterior @ motion, information, unmodelled)
+        vector, information = without_prior(motion, covariance, translation_spread)
+        distance = self._update_told(self._matrix(entries), vector, information, unmodelled)
         self._distance += (distance - self._distance) / min(self._measured + 1, MEMORY_MEASURED)
         self._measured += 1
+
+    def learn_lever(self, motion: np.ndarray, covariance: np.ndarray, translation_spread: float,
+                    unmodelled: np.ndarray = NOTHING) -> None:
+        """Learn the lever arm from a motion since the last image; parameters as there."""
+        # velocities beside the lever's last for a while: several images tell the same of them
+        own_way = ((self.VELOCITY_PER_RATE * self.recent_rate) ** 2 + self.VELOCITY_FLOOR ** 2) \
+            * self._elapsed_s * (self._elapsed_s + 2.0 * self.VELOCITY_LENGTH_S)
+        self.lever.observe(motion[:3], *without_prior(motion, covariance, translation_spread),
+                           own_way + unmodelled[3, 3])
 
     def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
         """
@@ -279,17 +321,21 @@ class MotionFilter:
         :param rates: (6,) rad/s
         :param information: (6, 6) their inverse covariance, which may be singular
         """
-        self._update_told(TWO_RATES, information @ rates, information)
+        self._update_told(np.eye(len(self.mean))[TWO_RATES], information @ rates, information)
 
-    def _update_told(self, entries: np.ndarray, vector: np.ndarray, information: np.ndarray,
+    def _matrix(self, entries: np.ndarray) -> np.ndarray:
+        """Of which state a whole motion is, (6, n): MOVED or TWIST with the lever arm's part."""
+        matrix = np.zeros((6, len(self.mean)))
+        matrix[:, entries] = self.lever.carried
+        return matrix
+
+    def _update_told(self, matrix: np.ndarray, vector: np.ndarray, information: np.ndarray,
                      unmodelled: np.ndarray = NOTHING) -> float:
         """Take in a measurement in the form of its information, in what directions it has any."""
         power, directions = np.linalg.eigh(information)
         told = power > LEAST_INFORMATION * power[-1]
         power, directions = power[told], directions[:, told].T
-        matrix = np.zeros((len(power), len(self.mean)))
-        matrix[:, entries] = directions
-        return self._take_in(matrix, directions @ vector / power,
+        return self._take_in(directions @ matrix, directions @ vector / power,
                              np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
 
     def _take_in(self, matrix: np.ndarray, value: np.ndarray, noise: np.ndarray) -> float:

@@ -67,8 +67,10 @@ class SmoothedStream:
         estimate, _, depth = self._pending.popleft()
         if np.trace(covariance[RATE, RATE]) >= 3 * MAX_SPEED_STD_RAD_S ** 2:
             return estimate
+        matrix = following.twist_matrix
         return replace(
-            with_twist(estimate, mean, last.variance_factor * covariance, depth),
+            with_twist(estimate, matrix @ mean,
+                       last.variance_factor * matrix @ covariance @ matrix.T, depth),
             sign_resolved=True,
             status=EstimateStatus.OK if estimate.status is EstimateStatus.OK
             else EstimateStatus.PREDICTED)

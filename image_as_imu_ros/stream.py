@@ -24,6 +24,7 @@ from image_as_imu_ros.estimator import (
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
 from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
+from image_as_imu_ros.lever_arm import LeverArm
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     MOVED,
@@ -97,6 +98,7 @@ class StreamEstimator:
     def reset(self) -> None:
         """Forget all earlier images: the next one may have any stamp."""
         self._gain = BlurGain(GUESSED_EXPOSURE_STD) if self._estimates_exposure else BlurGain()
+        self._lever = LeverArm()
         self._restart()
 
     def _restart(self) -> None:
@@ -106,7 +108,7 @@ class StreamEstimator:
         self._previous: BlurMeasurement | None = None
         self._aligner: PairAligner | None = None
         self._comparison: RelativeBlurSolver | None = None
-        self._filter = MotionFilter()
+        self._filter = MotionFilter(self._lever)
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
     @property
@@ -160,8 +162,10 @@ class StreamEstimator:
                 alignment = replace(alignment, motion=np.concatenate([turn, alignment.motion[3:]]))
                 unmodelled = np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn), UNMODELLED_WAY ** 2
                                         * (alignment.motion[3:] @ alignment.motion[3:])], 3)
-                self._filter.update_motion(MOVED, alignment.motion, alignment.covariance,
-                                           alignment.translation_spread, np.diag(unmodelled))
+                moved = (alignment.motion, alignment.covariance, alignment.translation_spread,
+                         np.diag(unmodelled))
+                self._filter.learn_lever(*moved)
+                self._filter.update_motion(MOVED, *moved)
             if measurement.solution is not None and exposure_s is not None:
                 expected = Expectation(self._filter.rate * exposure_s * self._gain.value,
                                        self._filter.rate_covariance * exposure_s ** 2)
@@ -288,8 +292,8 @@ class StreamEstimator:
         else:
             return estimate
         return replace(
-            with_twist(estimate, self._filter.mean,
-                       self._filter.variance_factor * self._filter.covariance,
+            with_twist(estimate, self._filter.twist,
+                       self._filter.variance_factor * self._filter.twist_covariance,
                        self.gyroscope.depth_of(measurement)),
             sign_resolved=True, sign_margin=margin, status=status)
 
@@ -316,18 +320,18 @@ class StreamEstimator:
             to_twist ** 2 * solution.translation_spread)
 
 
-def with_twist(estimate: MotionEstimate, mean: np.ndarray, covariance: np.ndarray,
+def with_twist(estimate: MotionEstimate, twist: np.ndarray, covariance: np.ndarray,
                depth: tuple[float, float]) -> MotionEstimate:
     """
-    Let an estimate tell what a filter's state does.
+    Let an estimate tell what a filter does.
 
-    :param mean, covariance: of the state of `MotionFilter`
+    :param twist, covariance: (6,), (6, 6), as of `MotionFilter.twist`
     :param depth: of the scene, m, and its relative error
     """
     depth_m, depth_error = depth
-    order = np.r_[TWIST[3:], TWIST[:3]]
+    order = np.r_[3:6, 0:3]
     to_metres = np.repeat([depth_m, 1.0], 3)
-    twist = to_metres * mean[order]
+    twist = to_metres * twist[order]
     covariance = covariance[np.ix_(order, order)] * np.outer(to_metres, to_metres)
     covariance[:3, :3] += depth_error ** 2 * np.outer(twist[:3], twist[:3])
     return replace(estimate, linear_velocity_m_s=twist[:3], angular_velocity_rad_s=twist[3:],
