@@ -20,6 +20,7 @@ from image_as_imu_ros.synthesis.textures import (
     HELD_OUT_ROOM,
     TONES,
     Texture,
+    _strands,
     image_files,
     load_textures,
     procedural_texture,
@@ -344,6 +345,19 @@ def test_drawn_textures_have_detail():
         assert drawn.shape == (200, 200) and drawn.dtype == np.float32
         assert np.isfinite(drawn).all() and drawn.min() >= 0
         assert drawn.std() > 0.1 * drawn.mean()
+
+
+def test_strands_lie_side_by_side():
+    for seed in range(5):
+        canvas = np.full((320, 320), 0.5, np.float32)
+        _strands(np.random.default_rng(seed), canvas)
+        assert np.isfinite(canvas).all() and (canvas != 0.5).mean() > 0.05
+        slopes = [cv2.Sobel(canvas, cv2.CV_32F, dx, dy) for dx, dy in ((1, 0), (0, 1))]
+        xx, yy, xy = (cv2.blur(a * b, (15, 15)) for a, b in (
+            (slopes[0], slopes[0]), (slopes[1], slopes[1]), (slopes[0], slopes[1])))
+        drawn = xx + yy > 1e-3
+        coherence = np.hypot(xx - yy, 2 * xy)[drawn] / (xx + yy)[drawn]
+        assert np.median(coherence) > 0.5  # 0.25 where 15x15 pixels have all directions
 
 
 def test_every_eighth_photograph_is_held_out(tmp_path):
