@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from image_as_imu_ros.lever_arm import LeverArm
 from image_as_imu_ros.motion_filter import MOVED, MotionFilter
 

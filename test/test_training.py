@@ -295,7 +295,8 @@ def test_a_network_of_full_rank_starts_as_its_teacher(teacher):
 
 def test_a_teacher_of_other_widths_is_refused(tmp_path, teacher):
     with pytest.raises(WeightsError, match='teacher.safetensors does not fit compact-4'):
-        train(TrainingConfig(crops=8, teacher=str(teacher), ranks=(0, 4, 4, 4, 4), **TINY), tmp_path)
+        train(TrainingConfig(crops=8, teacher=str(teacher), ranks=(0, 4, 4, 4, 4), **TINY),
+              tmp_path)
 
 
 @pytest.mark.parametrize('teacher, architecture', [

@@ -186,8 +186,8 @@ def build_network(architecture: str, widths: tuple[int, ...] = WIDTHS,
             not isinstance(rank, int) or not 0 <= rank <= width
             for rank, width in zip(ranks, narrowest)) \
             or (any(ranks) and architecture != CompactNetwork.architecture):
-        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of layers of a compact '
-                          f'network, at most {list(narrowest)}')
+        raise ConfigError(f'ranks: {list(ranks)} are not {len(WHOLE)} ranks of layers of a '
+                          f'compact network, at most {list(narrowest)}')
     if architecture == CompactNetwork.architecture:
         return CompactNetwork(widths, ranks)
     if architecture.startswith(TIMM):
