@@ -27,9 +27,9 @@ MOVED = np.r_[0:3, 21:24]
 TWIST = np.r_[RATE, 18:21]
 """The rate, and the velocity beside that of the lever arm, now."""
 NOTHING = np.zeros((6, 6))
-DISTANCE_SHARE = 1.65
+DISTANCE_SHARE = 1.03
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
-PRIOR_MEASURED, MEMORY_MEASURED = 15, 60
+PRIOR_MEASURED, MEMORY_MEASURED = 15, 30
 """Motions that the first idea of the distance counts as, and that are remembered."""
 
 
