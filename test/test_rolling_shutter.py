@@ -133,7 +133,7 @@ def test_known_readout_time_corrects_the_gap_between_images(room, gyroscope):
     speeds = {}
     for told_s in (0.0, READOUT_S):
         stream = StreamEstimator(gyroscope)
-        for frame in film(room, steady, 5, READOUT_S):
+        for frame in film(room, steady, 12, READOUT_S):  # until the filter has settled
             estimate = stream.process(replace(
                 frame, readout_time_s=told_s, exposure_time_s=None))
         speeds[told_s] = estimate.angular_velocity_rad_s[0]

@@ -19,8 +19,8 @@ from image_as_imu_ros.model.weights_files import SHIPPED
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ESTIMATING_CODE = ('estimator.py', 'batches.py', 'compiled.py', 'devices.py', 'stream.py',
-                   'motion_filter.py', 'smoothing.py', 'rolling_shutter.py', 'types.py',
-                   'image_decoding.py', 'geometry', 'model', 'evaluation/sources',
+                   'motion_filter.py', 'lever_arm.py', 'smoothing.py', 'rolling_shutter.py',
+                   'types.py', 'image_decoding.py', 'geometry', 'model', 'evaluation/sources',
                    'evaluation/estimation.py')
 """Files and folders of the package that estimates depend on."""
 
