@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from image_as_imu_ros.geometry.motion_field import cross_matrix
+
 
 class LeverArm:
     """
@@ -44,14 +46,8 @@ class LeverArm:
         power, directions = np.linalg.eigh(information[3:, 3:] - across @ information[:3, 3:])
         power = power.clip(min=0.0)
         directions = directions * np.sqrt(1.0 / (1.0 + own_variance * power))
-        matrix = directions.T @ _cross(turn)
+        matrix = directions.T @ cross_matrix(turn)
         told = directions.T @ (vector[3:] - across @ vector[:3]) * (power > 0.0)
         self._information = self.KEPT * self._information + (matrix.T * power) @ matrix
         self._vector = self.KEPT * self._vector + matrix.T @ told
-        self.carried[3:, :3] = -_cross(self.value)
-
-
-def _cross(vector: np.ndarray) -> np.ndarray:
-    """Matrix (3, 3) of the cross product with a vector, from the left."""
-    x, y, z = vector.tolist()
-    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+        self.carried[3:, :3] = -cross_matrix(self.value)

@@ -90,6 +90,8 @@ def without_prior(motion: np.ndarray, covariance: np.ndarray,
     """
     Take the prior about no translation out of a motion that was found under it.
 
+    A filter knows better what translation to expect.
+
     :param motion, covariance: (6,), (6, 6)
     :param translation_spread: variance of the translation that the prior expected
     :returns: the inverse covariance times the motion, (6,), and the inverse covariance, (6, 6)
@@ -202,7 +204,6 @@ class MotionFilter:
         self.mean = np.zeros(3 * len(spread))
         self.covariance = of_each_axis(spread) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        self._elapsed_s = 0.0
         self._distance, self._measured = 1.0 / DISTANCE_SHARE, PRIOR_MEASURED
 
     @property
@@ -253,6 +254,11 @@ class MotionFilter:
         """Angular velocity at the last image and now, (6,) rad/s."""
         return self.mean[TWO_RATES]
 
+    @property
+    def _velocity_variance(self) -> float:
+        """What is expected of the velocity over the depth beside the lever arm's, 1/s^2."""
+        return (self.VELOCITY_PER_RATE * self.recent_rate) ** 2 + self.VELOCITY_FLOOR ** 2
+
     def predict(self, elapsed_s: float) -> None:
         """Go on by a gap; the angle and the way are counted from its start."""
         # gaps that differ by less than 10 us share their matrices
@@ -263,9 +269,7 @@ class MotionFilter:
         noise[:5, :5] = step_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
                                       + self.SPREAD_FLOOR_RAD_S ** 2)
         transition[6:, 6], noise[6:, 6:] = fading(elapsed_s, self.VELOCITY_LENGTH_S)
-        noise[6:, 6:] *= (self.VELOCITY_PER_RATE * self.recent_rate) ** 2 \
-            + self.VELOCITY_FLOOR ** 2
-        self._elapsed_s = elapsed_s
+        noise[6:, 6:] *= self._velocity_variance
         full = of_each_axis(transition)
         self.mean = full @ self.mean
         self.covariance = full @ self.covariance @ full.T + of_each_axis(noise)
@@ -288,31 +292,30 @@ class MotionFilter:
         """Take in a measurement of entries of the state, trusted less when outside the gate."""
         self._take_in(np.eye(len(self.mean))[entries], value, covariance)
 
-    def update_motion(self, entries: np.ndarray, motion: np.ndarray, covariance: np.ndarray,
-                      translation_spread: float, unmodelled: np.ndarray = NOTHING) -> None:
+    def update_motion(self, entries: np.ndarray, vector: np.ndarray, information: np.ndarray,
+                      unmodelled: np.ndarray = NOTHING) -> None:
         """
-        Take in a rotation and translation that were found under a prior about no translation.
-
-        The filter knows better what translation to expect, so that the prior is taken out.
+        Take in a rotation and translation.
 
         :param entries: MOVED or TWIST
-        :param motion, covariance: (6,), (6, 6)
-        :param translation_spread: variance of the translation that the prior expected
+        :param vector, information: (6,), (6, 6), as `without_prior` makes them
         :param unmodelled: (6, 6), covariance of errors that neither the images nor the prior have
         """
-        vector, information = without_prior(motion, covariance, translation_spread)
         distance = self._update_told(self._matrix(entries), vector, information, unmodelled)
         self._distance += (distance - self._distance) / min(self._measured + 1, MEMORY_MEASURED)
         self._measured += 1
 
-    def learn_lever(self, motion: np.ndarray, covariance: np.ndarray, translation_spread: float,
-                    unmodelled: np.ndarray = NOTHING) -> None:
-        """Learn the lever arm from a motion since the last image; parameters as there."""
+    def learn_lever(self, elapsed_s: float, turn: np.ndarray, vector: np.ndarray,
+                    information: np.ndarray, unmodelled: np.ndarray = NOTHING) -> None:
+        """
+        Learn the lever arm from a motion since the last image.
+
+        :param turn: its rotation, (3,) rad
+        :param vector, information, unmodelled: as of `update_motion`
+        """
         # velocities beside the lever's last for a while: several images tell the same of them
-        own_way = ((self.VELOCITY_PER_RATE * self.recent_rate) ** 2 + self.VELOCITY_FLOOR ** 2) \
-            * self._elapsed_s * (self._elapsed_s + 2.0 * self.VELOCITY_LENGTH_S)
-        self.lever.observe(motion[:3], *without_prior(motion, covariance, translation_spread),
-                           own_way + unmodelled[3, 3])
+        own_way = self._velocity_variance * elapsed_s * (elapsed_s + 2.0 * self.VELOCITY_LENGTH_S)
+        self.lever.observe(turn, vector, information, own_way + unmodelled[3, 3])
 
     def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
         """

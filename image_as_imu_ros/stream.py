@@ -34,6 +34,7 @@ from image_as_imu_ros.motion_filter import (
     BlurGain,
     FilterStep,
     MotionFilter,
+    without_prior,
 )
 from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
@@ -159,13 +160,14 @@ class StreamEstimator:
             if alignment is not None:
                 turn = alignment.motion[:3]
                 turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, frame))
-                alignment = replace(alignment, motion=np.concatenate([turn, alignment.motion[3:]]))
-                unmodelled = np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn), UNMODELLED_WAY ** 2
-                                        * (alignment.motion[3:] @ alignment.motion[3:])], 3)
-                moved = (alignment.motion, alignment.covariance, alignment.translation_spread,
-                         np.diag(unmodelled))
-                self._filter.learn_lever(*moved)
-                self._filter.update_motion(MOVED, *moved)
+                way = alignment.motion[3:]
+                alignment = replace(alignment, motion=np.concatenate([turn, way]))
+                unmodelled = np.diag(np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn),
+                                                UNMODELLED_WAY ** 2 * (way @ way)], 3))
+                told = without_prior(alignment.motion, alignment.covariance,
+                                     alignment.translation_spread)
+                self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
+                self._filter.update_motion(MOVED, *told, unmodelled)
             if measurement.solution is not None and exposure_s is not None:
                 expected = Expectation(self._filter.rate * exposure_s * self._gain.value,
                                        self._filter.rate_covariance * exposure_s ** 2)
@@ -314,10 +316,10 @@ class StreamEstimator:
         solution = measurement.solution
         to_twist = 1.0 / (measurement.frame.exposure_time_s * self._gain.value)
         twist = np.copysign(to_twist, solution.motion[:3] @ rate) * solution.motion
-        self._filter.update_motion(
-            TWIST, twist,
+        self._filter.update_motion(TWIST, *without_prior(
+            twist,
             to_twist ** 2 * solution.covariance + self._gain.variance * np.outer(twist, twist),
-            to_twist ** 2 * solution.translation_spread)
+            to_twist ** 2 * solution.translation_spread))
 
 
 def with_twist(estimate: MotionEstimate, twist: np.ndarray, covariance: np.ndarray,

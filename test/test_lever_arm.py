@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from image_as_imu_ros.lever_arm import LeverArm
-from image_as_imu_ros.motion_filter import MOVED, MotionFilter
+from image_as_imu_ros.motion_filter import MOVED, MotionFilter, without_prior
 
 R_OVER_DEPTH = np.array([0.05, -0.08, 0.1])
 GAP_S = 1 / 30
@@ -69,12 +69,14 @@ def test_a_filter_that_knows_the_lever_tells_velocity_by_rotation(learns):
     for motion in motions(rng, 60, 0.05, 1e-3):
         motion_filter.predict(GAP_S)
         if learns:
-            motion_filter.learn_lever(motion, covariance, NO_PRIOR)
+            motion_filter.learn_lever(GAP_S, motion[:3],
+                                      *without_prior(motion, covariance, NO_PRIOR))
         motion_filter.remember(GAP_S)
     # from here on images tell nothing of translation
     for _ in range(20):
         motion_filter.predict(GAP_S)
-        motion_filter.update_motion(MOVED, np.r_[turn, 0.0, 0.0, 0.0], blind, NO_PRIOR)
+        motion_filter.update_motion(
+            MOVED, *without_prior(np.r_[turn, 0.0, 0.0, 0.0], blind, NO_PRIOR))
         motion_filter.remember(GAP_S)
     error = np.linalg.norm(motion_filter.twist[3:] - velocity) / np.linalg.norm(velocity)
     assert error < 0.25 if learns else error > 0.9

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.errors import ConfigError, DataFormatError, SynchronizationError
 from image_as_imu_ros.evaluation.sources.recording import Stream
+from image_as_imu_ros.geometry.motion_field import cross_matrix
 
 if TYPE_CHECKING:
     from evo.core.trajectory import PoseTrajectory3D
@@ -101,8 +102,7 @@ def _velocities_at(time_s: float, t_s: np.ndarray, rotations: Rotation,
 def _right_jacobian(turn_rad: np.ndarray) -> np.ndarray:
     """From the derivative of a rotation vector to the angular velocity in the turned axes."""
     angle = float(np.linalg.norm(turn_rad))
-    x, y, z = turn_rad
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    cross = cross_matrix(turn_rad)
     if angle < 1e-6:
         return np.eye(3) - 0.5 * cross
     return (np.eye(3) - (1.0 - np.cos(angle)) / angle ** 2 * cross

@@ -16,6 +16,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.geometry.alignment import Alignment, with_blur
+from image_as_imu_ros.geometry.motion_field import cross_matrix
 from image_as_imu_ros.geometry.photometric import homography_of
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -70,8 +71,7 @@ def refine_rotation(earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIn
 
     def distances(step: np.ndarray) -> np.ndarray:
         """Distance of each pixel from its epipolar line, in standard deviations, (N,)."""
-        x, y, z = start + step[3:] @ sideways
-        across = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+        across = cross_matrix(start + step[3:] @ sideways)
         lines = turned @ (across @ Rotation.from_rotvec(step[:3]).as_matrix()).T
         u, v = (lines[:, :2] / focal).T
         spread = covariance[:, 0, 0] * u * u + 2 * covariance[:, 0, 1] * u * v \

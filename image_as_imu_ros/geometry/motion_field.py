@@ -7,6 +7,12 @@ import numpy as np
 from image_as_imu_ros.types import CameraIntrinsics
 
 
+def cross_matrix(vector: np.ndarray) -> np.ndarray:
+    """Matrix (3, 3) of the cross product with a vector (3,), from the left."""
+    x, y, z = vector.tolist()
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
 def motion_field_matrix(points_px: np.ndarray, intrinsics: CameraIntrinsics) -> np.ndarray:
     """
     Linear map from the camera's motion to image motion at given pixels.

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.errors import InputError
+from image_as_imu_ros.geometry.motion_field import cross_matrix
 from image_as_imu_ros.image_decoding import ENCODINGS, decode_compressed, decode_image
 from image_as_imu_ros.types import CameraIntrinsics, MotionEstimate
 
@@ -155,7 +156,7 @@ def moved_to_frame(estimate: MotionEstimate, transform: Transform) -> MotionEsti
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
     rotated = estimate.rotated(rotation)
     # The other frame's origin lies at -t from the camera, seen in its axes: v + w x (-t).
-    lever_arm = np.array([[0.0, -t.z, t.y], [t.z, 0.0, -t.x], [-t.y, t.x, 0.0]])
+    lever_arm = cross_matrix(np.array([t.x, t.y, t.z]))
     jacobian = np.block([[np.eye(3), lever_arm], [np.zeros((3, 3)), np.eye(3)]])
     return replace(
         rotated,
