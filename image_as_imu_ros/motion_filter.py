@@ -175,15 +175,15 @@ class MotionFilter:
     derivative, the steady rate about which it shakes, the rate at the last image, and then the
     velocity over the depth of the scene beside that of the lever arm, and its integral since the
     last image, three numbers each. The shaking resembles itself over LENGTH_S; its size is in
-    proportion to the recent rates, as that of hand and body, and so is that of the velocity,
-    which fades over VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process). Axes are those of the
-    camera.
+    proportion to the rates, recent and present, as that of hand and body, and that of the
+    velocity, which fades over VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process), to the recent
+    ones. Axes are those of the camera.
 
     :param lever: what is known of the lever arm already
     """
 
     LENGTH_S = 0.067
-    SPREAD_PER_RATE = 2.0
+    SPREAD_PER_RATE = 1.7
     SPREAD_FLOOR_RAD_S = 0.03
     DRIFT = 1.0
     VELOCITY_LENGTH_S = 0.2
@@ -204,6 +204,7 @@ class MotionFilter:
         self.mean = np.zeros(3 * len(spread))
         self.covariance = of_each_axis(spread) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._shaking_noise = np.zeros_like(self.covariance)
         self._distance, self._measured = 1.0 / DISTANCE_SHARE, PRIOR_MEASURED
 
     @property
@@ -263,17 +264,30 @@ class MotionFilter:
         """Go on by a gap; the angle and the way are counted from its start."""
         # gaps that differ by less than 10 us share their matrices
         step, step_noise = shaking(round(elapsed_s, 5), self.LENGTH_S, self.DRIFT)
-        transition, noise = np.zeros((8, 8)), np.zeros((8, 8))
+        transition, shaking_noise = np.zeros((8, 8)), np.zeros((8, 8))
         transition[:5, 1:5] = step[:, 1:]
         transition[5, 1] = 1.0
-        noise[:5, :5] = step_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
-                                      + self.SPREAD_FLOOR_RAD_S ** 2)
+        shaking_noise[:5, :5] = step_noise
+        noise = shaking_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
+                                 + self.SPREAD_FLOOR_RAD_S ** 2)
         transition[6:, 6], noise[6:, 6:] = fading(elapsed_s, self.VELOCITY_LENGTH_S)
         noise[6:, 6:] *= self._velocity_variance
         full = of_each_axis(transition)
         self.mean = full @ self.mean
         self.covariance = full @ self.covariance @ full.T + of_each_axis(noise)
         self._prediction = full, self.mean, self.covariance
+        self._shaking_noise = of_each_axis(shaking_noise)
+
+    def see_shaking(self, rate: np.ndarray) -> None:
+        """
+        Let a rate in the gap, of either sign, tell the size of its shaking, beside recent ones.
+
+        :param rate: (3,) rad/s; to be told after `predict` and before the first update
+        """
+        more = 0.5 * (rate @ rate / 3.0 - self.recent_rate ** 2)
+        self.covariance = (self.covariance
+                           + self._shaking_noise * (self.SPREAD_PER_RATE ** 2 * more))
+        self._prediction = self._prediction[0], self.mean, self.covariance
 
     @property
     def step(self) -> FilterStep:

@@ -166,6 +166,8 @@ class StreamEstimator:
                                                 UNMODELLED_WAY ** 2 * (way @ way)], 3))
                 told = without_prior(alignment.motion, alignment.covariance,
                                      alignment.translation_spread)
+                rates = [motion[:3] for motion in self._unsigned_motion(measurement)]
+                self._filter.see_shaking(max([turn / elapsed_s, *rates], key=np.linalg.norm))
                 self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
                 self._filter.update_motion(MOVED, *told, unmodelled)
             if measurement.solution is not None and exposure_s is not None:
@@ -238,15 +240,20 @@ class StreamEstimator:
         seeds = [np.zeros(6), self._filter.moved]
         blurs = []
         for measurement in (previous, current):
-            blur = measurement.solution.motion if measurement.informative else None
-            blurs.append(blur)
-            if blur is not None and measurement.frame.exposure_time_s is not None:
-                turn = blur * elapsed_s / (measurement.frame.exposure_time_s * self._gain.value)
-                seeds += [turn, -turn]
+            blurs.append(measurement.solution.motion if measurement.informative else None)
+            for motion in self._unsigned_motion(measurement):
+                seeds += [motion * elapsed_s, -motion * elapsed_s]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds)
         matched = alignment is not None and alignment.similarity >= MIN_SIMILARITY
         return alignment if matched else None
+
+    def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:
+        """Rotation and translation in a second, (6,), up to their sign, where a blur tells it."""
+        exposure_s = measurement.frame.exposure_time_s
+        if not measurement.informative or exposure_s is None:
+            return []
+        return [measurement.solution.motion / (exposure_s * self._gain.value)]
 
     def _fuse(self, measurement: BlurMeasurement, alignment: Alignment | None,
               elapsed_s: float | None) -> MotionEstimate:
