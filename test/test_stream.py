@@ -279,6 +279,35 @@ def test_motion_is_expected_to_follow_the_rates():
     assert motion_filter.recent_rate == pytest.approx(2.0 * np.exp(-0.5))
 
 
+def test_rate_in_a_gap_tells_the_size_of_its_shaking_beside_recent_rates():
+    seen, known = MotionFilter(), MotionFilter()
+    seen.recent_rate, known.recent_rate = 1.0, np.sqrt((1.0 + 3.0 ** 2) / 2)
+    for motion_filter in (seen, known):
+        motion_filter.predict(1 / 30)
+    seen.see_shaking(np.array([-3.0, 3.0, 3.0]))
+    shaken = slice(0, 18)  # all but the velocity
+    np.testing.assert_allclose(seen.covariance[shaken, shaken], known.covariance[shaken, shaken])
+    np.testing.assert_array_equal(seen.mean, known.mean)
+    np.testing.assert_array_equal(seen.step.predicted_covariance, seen.covariance)
+
+
+def test_sudden_motion_is_followed_at_once():
+    motion_filter, turn, rate = MotionFilter(), np.array([0.15, 0, 0]), np.array([9.0, 0, 0])
+    for _ in range(60):
+        motion_filter.predict(1 / 30)
+        motion_filter.update(slice(0, 3), np.zeros(3), 1e-6 * np.eye(3))
+        motion_filter.remember(1 / 30)
+    motion_filter.predict(1 / 30)
+    motion_filter.see_shaking(rate)
+    motion_filter.update(slice(0, 3), turn, 1e-5 * np.eye(3))
+    # the blur, of 10 % error, has the likelier sign
+    assert motion_filter.likelihood(rate, np.eye(3)) < 9.0
+    assert motion_filter.likelihood(-rate, np.eye(3)) \
+        > motion_filter.likelihood(rate, np.eye(3)) + 4.0
+    motion_filter.update(RATE, rate, np.eye(3))
+    np.testing.assert_allclose(motion_filter.rate, rate, atol=2.0)
+
+
 def test_gain_takes_one_observation_by_its_variance():
     gain = BlurGain()
     gain.observe(np.array([0.0, 4.4, 0.0]), np.array([0.0, 4.0, 0.0]))
