@@ -157,19 +157,13 @@ class StreamEstimator:
         alignment = None
         if previous is not None:
             alignment = self._align(previous, measurement, elapsed_s)
+            rates = [motion[:3] for motion in self._unsigned_motion(measurement)]
             if alignment is not None:
-                turn = alignment.motion[:3]
-                turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, frame))
-                way = alignment.motion[3:]
-                alignment = replace(alignment, motion=np.concatenate([turn, way]))
-                unmodelled = np.diag(np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn),
-                                                UNMODELLED_WAY ** 2 * (way @ way)], 3))
-                told = without_prior(alignment.motion, alignment.covariance,
-                                     alignment.translation_spread)
-                rates = [motion[:3] for motion in self._unsigned_motion(measurement)]
-                self._filter.see_shaking(max([turn / elapsed_s, *rates], key=np.linalg.norm))
-                self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
-                self._filter.update_motion(MOVED, *told, unmodelled)
+                rates.append(alignment.motion[:3] / elapsed_s)
+            if rates:
+                self._filter.see_shaking(max(rates, key=np.linalg.norm))
+            if alignment is not None:
+                self._update_by_alignment(alignment, elapsed_s)
             if measurement.solution is not None and exposure_s is not None:
                 expected = Expectation(self._filter.rate * exposure_s * self._gain.value,
                                        self._filter.rate_covariance * exposure_s ** 2)
@@ -245,8 +239,11 @@ class StreamEstimator:
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds)
-        matched = alignment is not None and alignment.similarity >= MIN_SIMILARITY
-        return alignment if matched else None
+        if alignment is None or alignment.similarity < MIN_SIMILARITY:
+            return None
+        turn, way = np.split(alignment.motion, 2)
+        turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, current.frame))
+        return replace(alignment, motion=np.concatenate([turn, way]))
 
     def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:
         """Rotation and translation in a second, (6,), up to their sign, where a blur tells it."""
@@ -317,6 +314,15 @@ class StreamEstimator:
         rate, covariance = estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:]
         return 0.5 * (self._filter.likelihood(-rate, covariance)
                       - self._filter.likelihood(rate, covariance))
+
+    def _update_by_alignment(self, alignment: Alignment, elapsed_s: float) -> None:
+        """Take in the motion since the last frame, also as a witness of the lever arm."""
+        turn, way = np.split(alignment.motion, 2)
+        unmodelled = np.diag(np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn),
+                                        UNMODELLED_WAY ** 2 * (way @ way)], 3))
+        told = without_prior(alignment.motion, alignment.covariance, alignment.translation_spread)
+        self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
+        self._filter.update_motion(MOVED, *told, unmodelled)
 
     def _update_by_blur(self, measurement: BlurMeasurement, rate: np.ndarray) -> None:
         """Take in a blur, on the side of a rate, (3,)."""
