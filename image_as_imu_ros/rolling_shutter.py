@@ -48,6 +48,11 @@ LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
 MAX_GAP_LOSS = 0.75
 """Most by which a scene that moves against the shutter shortens the gap, relative to it."""
+START_STD_RAD_S = 2.5
+"""Of the first band's rate about the whole frame's, where that has a sign."""
+AWAY = 2.0
+"""Bands that are so many times further from the frame's rate than from its reverse have the wrong
+sign."""
 START_ACCELERATION_RAD_S2 = 200.0
 ACCELERATION_PER_RATE = 35.0
 MEMORY_FRAMES = 4.0
@@ -207,11 +212,14 @@ class BandEstimator:
         # counted from the frame before, whose stamp is exact
         stamp_s = 0.0 if previous is None else (frame.stamp_ns - previous.frame.stamp_ns) * 1e-9
         times_s = stamp_s + row_offset_s(0.5 * (edges[:-1] + edges[1:]) - 0.5, intrinsics, frame)
-        if self._filter is None or previous is None:
+        begins = self._filter is None or previous is None
+        if begins:
             self.reset()
             self._acceleration = START_ACCELERATION_RAD_S2
-            self._filter = BandFilter(np.zeros(3), MotionFilter.INITIAL_RATE_RAD_S ** 2
-                                      * np.eye(3), self._acceleration)
+            rate, deviation = np.zeros(3), MotionFilter.INITIAL_RATE_RAD_S
+            if estimate.usable:
+                rate, deviation = estimate.angular_velocity_rad_s, START_STD_RAD_S
+            self._filter = BandFilter(rate, deviation ** 2 * np.eye(3), self._acceleration)
             self._now_s = times_s[0]
         pyramids = self._pyramids(previous, current) if len(self._times_s) else []
         angles, rates, margins, informed, speeds = [], [], [], [], []
@@ -228,6 +236,9 @@ class BandEstimator:
             informed.append(aligned or margin >= RESOLVED_MARGIN)
             angles.append(self._filter.copy(0))
             rates.append(self._filter.copy(3))
+        if not begins and self._faces_away(rates, estimate):
+            self.reset()
+            return self.join(previous, observation, current, estimate, gain, predicts)
         estimates = tuple(
             self._read_out(estimate, band, rates[band], frame.stamp_ns + round(
                 (times_s[band] - stamp_s) * 1e9), margins[band], informed[band], predicts)
@@ -242,6 +253,15 @@ class BandEstimator:
             self.reset()
         self._begun |= any(informed)
         return estimates if self._begun else ()
+
+    def _faces_away(self, rates: list[int], estimate: MotionEstimate) -> bool:
+        """Whether the bands in the middle follow the reverse of what the whole frame tells."""
+        middle = np.mean([self._filter.mean[start:start + 3] for start in (
+            rates[(self._count - 1) // 2], rates[self._count // 2])], axis=0)
+        whole = estimate.angular_velocity_rad_s
+        fast = np.linalg.norm(whole) > BlurGain.MIN_RATE_RAD_S
+        return estimate.status is EstimateStatus.OK and bool(
+            fast and np.linalg.norm(middle - whole) > AWAY * np.linalg.norm(middle + whole))
 
     def _read_out(self, estimate: MotionEstimate, band: int, start: int, stamp_ns: int,
                   margin: float, informed: bool, predicts: bool) -> MotionEstimate:

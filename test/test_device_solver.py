@@ -107,9 +107,9 @@ def test_motions_and_covariances_are_those_of_the_solver_of_single_images(togeth
     pairs = agreeing(found, expected)
     # measured: 23 of 24, the other a blur of 0.2 px; a last bit may lead either to stop elsewhere
     assert len(pairs) >= 0.9 * IMAGES
-    alike = [len(one.alternatives) == len(other.alternatives) for one, other in pairs]
-    assert np.mean(alike) > 0.9
-    for one, other in pairs:
+    alike = [pair for pair in pairs if len({len(each.alternatives) for each in pair}) == 1]
+    assert len(alike) > 0.9 * len(pairs)
+    for one, other in alike:
         scale = np.abs(other.covariance).max()
         np.testing.assert_allclose(one.covariance, other.covariance, atol=0.03 * scale)
         for name in FIELDS:
