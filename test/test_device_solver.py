@@ -101,14 +101,22 @@ def agreeing(found, expected):
     return [pair for pair in zip(found, expected) if difference(*pair) < 0.01]
 
 
+def same_hills(found, expected):
+    """Whether both leave the same other motions open, and find them about as likely."""
+    return len(found.alternatives) == len(expected.alternatives) and all(
+        difference(one, other) < 0.01 and abs(one.log_posterior - other.log_posterior) < 0.5
+        for one, other in zip(found.alternatives, expected.alternatives))
+
+
 def test_motions_and_covariances_are_those_of_the_solver_of_single_images(together, seen,
                                                                           expected):
     found = together.solve_all(together.observe(seen.images), seen.matrices, [None] * IMAGES)
     pairs = agreeing(found, expected)
     # measured: 23 of 24, the other a blur of 0.2 px; a last bit may lead either to stop elsewhere
     assert len(pairs) >= 0.9 * IMAGES
-    alike = [pair for pair in pairs if len({len(each.alternatives) for each in pair}) == 1]
-    assert len(alike) > 0.9 * len(pairs)
+    # of an image that leaves other hills open, each has another likelihood too
+    alike = [pair for pair in pairs if same_hills(*pair)]
+    assert len(alike) >= 0.75 * len(pairs)
     for one, other in alike:
         scale = np.abs(other.covariance).max()
         np.testing.assert_allclose(one.covariance, other.covariance, atol=0.03 * scale)
