@@ -105,7 +105,7 @@ def same_hills(found, expected):
     """Whether both leave the same other motions open, and find them about as likely."""
     return len(found.alternatives) == len(expected.alternatives) and all(
         difference(one, other) < 0.01 and abs(one.log_posterior - other.log_posterior) < 0.5
-        for one, other in zip(found.alternatives, expected.alternatives))
+        for one, other in zip((found, *found.alternatives), (expected, *expected.alternatives)))
 
 
 def test_motions_and_covariances_are_those_of_the_solver_of_single_images(together, seen,
