@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from image_as_imu_ros.cli.main import main
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.estimator import VisualGyroscope
@@ -31,6 +32,13 @@ from image_as_imu_ros.types import Frame
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ON_CPU = ('torch', 'onnxruntime')
+SIZES = [(1, 224, 320), (3, 104, 136), (2, 200, 72)]
+
+
+def blurred_noise(images, height, width):
+    random = np.random.default_rng(images)
+    return np.stack([cv2.GaussianBlur(random.random((height, width), np.float32), (0, 0), 2 + k)
+                     for k in range(images)])
 
 
 def config(runtime: str, device: str = 'cpu') -> EstimatorConfig:
@@ -68,12 +76,28 @@ def models(network):
             'onnxruntime': OnnxCells(find_weights('compact'), 1)}
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The exported model that includes the front ends."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnx')
+    folder = tmp_path_factory.mktemp('onnx')
+    assert main(['weights', 'onnx', 'compact', str(folder), '--whole']) == 0
+    session = onnxruntime.InferenceSession(folder / 'whole.onnx')
+    return lambda gray: session.run(None, {'gray': gray[:, None]})[0]
+
+
+@pytest.mark.parametrize('images, height, width', SIZES)
+def test_whole_model_takes_any_number_and_size_of_images(whole, eager, images, height, width):
+    gray = blurred_noise(images, height, width)
+    expected = eager(torch.from_numpy(gray)[:, None]).numpy()
+    np.testing.assert_allclose(whole(gray), expected, atol=1e-3)
+
+
 @pytest.mark.parametrize('name', ON_CPU)
-@pytest.mark.parametrize('images, height, width', [(1, 224, 320), (3, 104, 136), (2, 200, 72)])
+@pytest.mark.parametrize('images, height, width', SIZES)
 def test_distributions_are_those_of_eager_torch(models, eager, name, images, height, width):
-    random = np.random.default_rng(images)
-    gray = np.stack([cv2.GaussianBlur(random.random((height, width), np.float32), (0, 0), 2 + k)
-                     for k in range(images)])
+    gray = blurred_noise(images, height, width)
     expected = eager(torch.from_numpy(gray)[:, None]).numpy()
     np.testing.assert_allclose(models[name].log_probabilities(gray), expected, atol=1e-3)
 

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     onnx.add_argument('output', type=Path, metavar='DIR',
                       help='folder for network.onnx, which begins after the front ends, and '
                            'critic.onnx')
+    onnx.add_argument('--whole', action='store_true',
+                      help='write whole.onnx too, from images to distributions, for other '
+                           'programs')
     fit = actions.add_parser('fit-critic', help="fit the critic of the blur's length to whole "
                                                  'synthetic images')
     fit.add_argument('weights', metavar='IN',
@@ -66,8 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.action == 'onnx':
         path = weights_files.find_weights(arguments.weights).path
-        weights.export_onnx(path, arguments.output)
-        print(f'{arguments.output}: network.onnx, critic.onnx')
+        weights.export_onnx(path, arguments.output, arguments.whole)
+        print(f'{arguments.output}: network.onnx, critic.onnx'
+              f'{", whole.onnx" if arguments.whole else ""}')
         return
     if arguments.action == 'fit-critic':
         from image_as_imu_ros.training.fit_critic import fit_critic

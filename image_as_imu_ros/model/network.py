@@ -325,9 +325,11 @@ class DisplacementNetwork(nn.Module):
         """
         Directional structure and derivative correlation of images as of `forward`.
 
-        On the CPU they are compiled, and so not to be traced.
+        On the CPU they are compiled, and so not to be traced; torch's compiler and exporter follow
+        their layers.
         """
-        if gray.device.type == 'cpu' and not torch.compiler.is_compiling():
+        if gray.device.type == 'cpu' and not torch.compiler.is_compiling() \
+                and not torch.onnx.is_in_onnx_export():
             images = gray[:, 0].numpy()
             return (torch.from_numpy(directional_structure(images)),
                     torch.from_numpy(derivative_correlation(images)))

@@ -26,7 +26,7 @@ from image_as_imu_ros.model.weights_files import WeightsFile
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
-NETWORK, CRITIC = 'network.onnx', 'critic.onnx'
+NETWORK, CRITIC, WHOLE_NETWORK = 'network.onnx', 'critic.onnx', 'whole.onnx'
 INPUTS = ('structure', 'correlation', 'gray')
 """Of the network, which may lack some."""
 FEATURES = 'features'

@@ -15,11 +15,12 @@ from image_as_imu_ros.model.network import (
     DisplacementNetwork,
     MethodOf,
     example_features,
+    example_images,
 )
 from image_as_imu_ros.model.onnx_cells import FEATURES, INPUTS, lacking
 
 OPSET = 17
-OUTPUT = 'log_probability'
+IMAGES, OUTPUT = 'gray', 'log_probability'
 
 
 def exported_network(distributions: CellDistributions, device: str) -> bytes:
@@ -33,6 +34,13 @@ def exported_network(distributions: CellDistributions, device: str) -> bytes:
     return _exported(
         MethodOf(distributions, 'distributions').eval(), features, INPUTS, OUTPUT,
         {name: {axis: f'{name}_{text}' for axis, text in axes.items()} for name in INPUTS})
+
+
+def exported_whole(distributions: CellDistributions) -> bytes:
+    """ONNX model from images to distributions, front ends included, as of `CellDistributions`."""
+    axes = {0: 'images', 2: 'height', 3: 'width'}
+    return _exported(distributions, (example_images(),), (IMAGES,), OUTPUT,
+                     {IMAGES: axes, OUTPUT: {0: 'images', 1: 'rows', 2: 'columns'}})
 
 
 def exported_critic(network: DisplacementNetwork) -> bytes:

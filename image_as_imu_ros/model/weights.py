@@ -22,8 +22,12 @@ from image_as_imu_ros.model.network import (
     CompactNetwork,
     DisplacementNetwork,
 )
-from image_as_imu_ros.model.onnx_cells import CRITIC, NETWORK
-from image_as_imu_ros.model.onnx_export import exported_critic, exported_network
+from image_as_imu_ros.model.onnx_cells import CRITIC, NETWORK, WHOLE_NETWORK
+from image_as_imu_ros.model.onnx_export import (
+    exported_critic,
+    exported_network,
+    exported_whole,
+)
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.model.weights_files import WeightsFile, find_weights
 
@@ -166,11 +170,12 @@ def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[st
     return _write(tensors, path, {'architecture': CompactNetwork.architecture, **metadata})
 
 
-def export_onnx(weights: Path, folder: Path) -> None:
+def export_onnx(weights: Path, folder: Path, whole: bool = False) -> None:
     """
     Write the network and its critic as ONNX models, `network.onnx` and `critic.onnx`.
 
     :param weights: .safetensors of a network of distributions
+    :param whole: write `whole.onnx` too, from images to distributions, for other programs
     :raises WeightsError: if the weights cannot be used, or the folder cannot be written
     :raises ConfigError: if they are of another network, or onnx is not installed
     """
@@ -178,9 +183,10 @@ def export_onnx(weights: Path, folder: Path) -> None:
     if not isinstance(network, DisplacementNetwork):
         raise ConfigError(f'{weights} is of the architecture "{network.architecture}", which '
                           'runs in torch only')
-    models = {CRITIC: exported_critic(network),
-              NETWORK: exported_network(CellDistributions(network.fused(), half=False).eval(),
-                                        'cpu')}
+    distributions = CellDistributions(network.fused(), half=False).eval()
+    models = {CRITIC: exported_critic(network), NETWORK: exported_network(distributions, 'cpu')}
+    if whole:
+        models[WHOLE_NETWORK] = exported_whole(distributions)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, model in models.items():
