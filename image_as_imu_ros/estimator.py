@@ -57,6 +57,8 @@ class BlurObservation:
     timing_ms: dict[str, float]
     depth_m: float | None = None
     """Median measured depth of the scene, which scales translations; None where unknown."""
+    nearness: np.ndarray | None = None
+    """(rows, columns) of a coarse grid, that median over the depth there."""
 
     @property
     def elapsed_ms(self) -> float:
@@ -87,7 +89,8 @@ class BlurMeasurement:
     """None where the image is blank."""
     timing_ms: dict[str, float]
     depth_m: float | None = None
-    """As of the observation."""
+    nearness: np.ndarray | None = None
+    """Both as of the observation."""
 
     @property
     def elapsed_ms(self) -> float:
@@ -151,13 +154,15 @@ class VisualGyroscope:
         camera, points, matrix = self._camera(frame.intrinsics)
         image = camera.working_image(frame.image)
         seen = camera.colour_image(frame.image) if self._architecture.colour else image
-        depth_m = None
+        depth_m = nearness = None
         if frame.depth_m is not None and not self._architecture.tells_depth:
-            depth_m, matrix = with_depth(matrix, camera.depth_at(frame.depth_m, points))
+            depth_m, nearness = relative_nearness(camera.depth_at(frame.depth_m, points))
+        if nearness is not None:
+            matrix = with_nearness(matrix, nearness)
         blank = image.std() <= MIN_CONTRAST
         timing = {'preprocess': 1e3 * (time.perf_counter() - begin)}
         return PreparedImage(BlurObservation(frame, image, camera.intrinsics, matrix, None, timing,
-                                             depth_m), None if blank else seen)
+                                             depth_m, nearness), None if blank else seen)
 
     def observe_prepared(self, images: Sequence[PreparedImage]) -> list[BlurObservation]:
         """Run the network on prepared images, else as `observe_all`."""
@@ -189,7 +194,7 @@ class VisualGyroscope:
         """
         measurements = [
             BlurMeasurement(each.frame, each.working_image, each.intrinsics, None, each.timing_ms,
-                            each.depth_m) for each in observations]
+                            each.depth_m, each.nearness) for each in observations]
         for index, solution, share_ms in _together(
                 [None if each.output is None else each.matrix for each in observations],
                 lambda indices: self._architecture.solve_all(
@@ -319,22 +324,31 @@ def _together(arrays: Sequence[np.ndarray | None],
             yield index, result, share_ms
 
 
-def with_depth(matrix: np.ndarray, depth_m: np.ndarray) -> tuple[float | None, np.ndarray]:
+def relative_nearness(depth_m: np.ndarray) -> tuple[float | None, np.ndarray | None]:
+    """
+    Relate the depth at places to that of the scene.
+
+    :param depth_m: (...), NaN where unknown: taken for the median
+    :returns: median depth, m, and that over the depth, (...); None both where too little of the
+        depth is known
+    """
+    known = np.isfinite(depth_m)
+    if known.mean() < MIN_KNOWN_DEPTH:
+        return None, None
+    median_m = float(np.median(depth_m[known]))
+    return median_m, np.where(known, median_m / depth_m, 1.0)
+
+
+def with_nearness(matrix: np.ndarray, nearness: np.ndarray) -> np.ndarray:
     """
     Let near parts of the scene move more than far ones under a translation.
 
     :param matrix: (..., 2, 6), motion field for a scene at one depth
-    :param depth_m: (...), NaN where unknown: taken for the median
-    :returns: that median depth and the matrix, or None and the matrix as it is where too little
-        of the depth is known
+    :param nearness: (...), that depth over the depth there
     """
-    known = np.isfinite(depth_m)
-    if known.mean() < MIN_KNOWN_DEPTH:
-        return None, matrix
-    median_m = float(np.median(depth_m[known]))
     scaled = matrix.copy()
-    scaled[..., 3:] *= np.where(known, median_m / depth_m, 1.0)[..., None, None]
-    return median_m, scaled
+    scaled[..., 3:] *= nearness[..., None, None]
+    return scaled
 
 
 def unknown_covariance() -> np.ndarray:

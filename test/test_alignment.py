@@ -67,6 +67,28 @@ def test_turn_by_more_than_a_quarter_of_the_image_needs_a_seed(aligner):
     np.testing.assert_allclose(found.motion[:3], turn_rad, atol=3e-3)
 
 
+def test_known_depth_tells_translation_from_rotation(aligner):
+    """A scene of two depths, made by the aligner's own geometry, written out."""
+    turn_rad, way = np.array([0.04, -0.1, 0.06]), np.array([0.02, 0.012, -0.015])
+    nearness = np.where(np.arange(40) < 20, 1.5, 0.5)[None].repeat(30, axis=0)
+    ahead = np.array([0.0, 0.0, 1.0])
+    columns, rows = np.meshgrid(np.arange(320.0), np.arange(240.0))
+    rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(CAMERA.matrix).T
+    rays = rays @ Rotation.from_rotvec(turn_rad).as_matrix().T
+    rays = rays / rays[..., 2:]
+    near = nearness.repeat(8, axis=0).repeat(8, axis=1)[..., None]
+    seen = (rays + near * (way * (1.0 - ahead) - way[2] * (rays - ahead))) @ CAMERA.matrix.T
+    earlier = view((0, 0, 0))
+    later = cv2.remap(earlier, seen[..., 0].astype(np.float32), seen[..., 1].astype(np.float32),
+                      cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    known, unknown = (aligner.align(earlier, later, None, None, [], nearness=told).motion
+                      for told in (nearness, None))
+    errors = [np.abs(found - np.concatenate([turn_rad, way])) for found in (known, unknown)]
+    # measured: 0.0003 and, without the depth, 0.015
+    assert errors[0].max() < 1e-3
+    assert errors[1].max() > 5e-3
+
+
 def test_swapped_images_give_the_inverse(aligner):
     first, second = view((0, 0, 0)), view((0.05, -0.1, 0.08))
     there, back = (aligner.align(*pair, None, None, []).motion[:3]

@@ -8,7 +8,12 @@ import pytest
 
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.errors import DataFormatError, InputError
-from image_as_imu_ros.estimator import MEASURED_DEPTH_ERROR, VisualGyroscope, with_depth
+from image_as_imu_ros.estimator import (
+    MEASURED_DEPTH_ERROR,
+    VisualGyroscope,
+    relative_nearness,
+    with_nearness,
+)
 from image_as_imu_ros.evaluation.sources import open_recording
 from image_as_imu_ros.evaluation.sources.recording import RecordingOptions
 from image_as_imu_ros.geometry.camera import WorkingCamera
@@ -71,7 +76,8 @@ def test_near_cells_move_more_under_a_translation_and_alike_under_a_rotation():
     matrix = motion_field_matrix(pixel_grid(320, 240, 8), CAMERA)
     depth_m = np.full(matrix.shape[:2], 4.0)
     depth_m[:10], depth_m[20:22] = 2.0, np.nan
-    median_m, scaled = with_depth(matrix, depth_m)
+    median_m, nearness = relative_nearness(depth_m)
+    scaled = with_nearness(matrix, nearness)
     assert median_m == 4.0
     np.testing.assert_array_equal(scaled[..., :3], matrix[..., :3])
     np.testing.assert_allclose(scaled[:10, ..., 3:], 2.0 * matrix[:10, ..., 3:])
@@ -79,12 +85,9 @@ def test_near_cells_move_more_under_a_translation_and_alike_under_a_rotation():
 
 
 def test_too_little_known_depth_is_left_out():
-    matrix = motion_field_matrix(pixel_grid(320, 240, 8), CAMERA)
-    depth_m = np.full(matrix.shape[:2], np.nan)
+    depth_m = np.full((30, 40), np.nan)
     depth_m[:3] = 2.0
-    median_m, same = with_depth(matrix, depth_m)
-    assert median_m is None
-    assert same is matrix
+    assert relative_nearness(depth_m) == (None, None)
 
 
 def test_velocity_is_in_proportion_to_the_measured_depth_and_more_certain(

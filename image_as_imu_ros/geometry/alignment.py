@@ -56,10 +56,12 @@ class Level:
 
     :param earlier, later: (h, w) float32, made alike in blur
     :param field: (2, 6, h * w) float32, motion field at the pixels
+    :param nearness: (rows, columns) of any resolution, depth of the scene over that of what the
+        later image shows there; None: the same everywhere
     """
 
     def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
-                 field: np.ndarray) -> None:
+                 field: np.ndarray, nearness: np.ndarray | None = None) -> None:
         gx = cv2.Sobel(later, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
         gy = cv2.Sobel(later, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
         if later.size > MAX_PIXELS:
@@ -75,6 +77,12 @@ class Level:
         self.camera = intrinsics.matrix
         self.values = later.ravel()[self.chosen] - cv2.mean(later)[0]
         self.jacobian = jacobian_at(self.chosen, gx.ravel(), gy.ravel(), field)
+        if nearness is None:
+            self.nearness = np.ones(len(self.chosen), np.float32)
+        else:
+            self.nearness = cv2.resize(nearness.astype(np.float32),
+                                       later.shape[::-1]).ravel()[self.chosen]
+            self.jacobian[3:] *= self.nearness
         self.pixels = np.stack(np.divmod(self.chosen, later.shape[1])[::-1]).astype(np.float32)
         self.offset_px = np.zeros_like(self.pixels)
 
@@ -86,7 +94,7 @@ class Level:
         :param offset_px: (2, n)
         """
         part = copy.copy(self)
-        part.values = self.values[chosen]
+        part.values, part.nearness = self.values[chosen], self.nearness[chosen]
         part.jacobian, part.pixels = (np.compress(chosen, each, axis=1)
                                       for each in (self.jacobian, self.pixels))
         part.offset_px = np.ascontiguousarray(offset_px, np.float32)
@@ -99,8 +107,8 @@ class Level:
         :returns: None where the images overlap too little
         """
         alignment = Alignment(*refined(
-            self.earlier, self.values, self.pixels, self.offset_px, self.jacobian, self.camera,
-            start, iterations))
+            self.earlier, self.values, self.pixels, self.nearness, self.offset_px, self.jacobian,
+            self.camera, start, iterations))
         return alignment if math.isfinite(alignment.similarity) else None
 
 
@@ -162,13 +170,15 @@ class PairAligner:
 
     def align(self, earlier: np.ndarray, later: np.ndarray,
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
-              seeds: list[np.ndarray]) -> Alignment | None:
+              seeds: list[np.ndarray],
+              nearness: np.ndarray | None = None) -> Alignment | None:
         """
         Find the motion from the earlier to the later image.
 
         :param earlier, later: (h, w) float32 working images
         :param earlier_blur, later_blur: (6,) motion over each exposure, any sign; None: sharp
         :param seeds: motions (6,) to start from
+        :param nearness: as of `Level`, where the depth is known
         :returns: None if no start leads to a match
         """
         images = {1: (earlier, later)}
@@ -183,7 +193,7 @@ class PairAligner:
                 reduced, field = self._reductions[scale]
                 level = Level(*(image if blur is None else with_blur(image, reduced, blur)
                                 for image, blur in zip(images[scale], (later_blur, earlier_blur))),
-                              reduced, field)
+                              reduced, field, nearness)
                 level_scale = scale
             found = [level.refine(start, iterations) for start in candidates]
             found = sorted((f for f in found if f is not None),

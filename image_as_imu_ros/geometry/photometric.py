@@ -115,8 +115,8 @@ def jacobian_at(chosen: np.ndarray, gx: np.ndarray, gy: np.ndarray,
 
 
 @compiled
-def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px: np.ndarray,
-            jacobian: np.ndarray, camera: np.ndarray, start: np.ndarray,
+def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness: np.ndarray,
+            offset_px: np.ndarray, jacobian: np.ndarray, camera: np.ndarray, start: np.ndarray,
             iterations: int) -> tuple[np.ndarray, np.ndarray, float, float, float]:
     """
     Improve a motion by Gauss-Newton steps, by how alike it makes two images.
@@ -126,6 +126,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px
     :param image: (h, w) float32, the earlier one, less its mean
     :param values: (N,) float32, pixels of the later one, less its mean
     :param pixels: (2, N) float32, where those are
+    :param nearness: (N,) float32, Z of the translation over the depth there
     :param offset_px: (2, N) float32, their displacement beyond the common motion
     :param jacobian: (6, N) float32
     :param camera: camera matrix (3, 3), px
@@ -135,6 +136,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px
     """
     height, width = image.shape
     right, bottom = np.float32(width - 1), np.float32(height - 1)
+    cx, cy = np.float32(camera[0, 2]), np.float32(camera[1, 2])
     count = len(values)
     earlier = image.ravel()
     corners, seen = np.empty(count, np.uint32), np.empty(count, np.float32)
@@ -149,15 +151,20 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, offset_px
     similarity = inlier_share = spread = 0.0
     for _ in range(iterations):
         _write_rotation(rotation, turn)
-        _write_homography(homography, camera, rotation, motion[3], motion[4], motion[5])
+        _write_homography(homography, camera, rotation, 0.0, 0.0, 0.0)
         for i in range(3):
             for j in range(3):
                 h[i, j] = homography[i, j]
+        right_by, down_by = (np.float32(camera[0, 0] * motion[3]),
+                             np.float32(camera[1, 1] * motion[4]))
+        forward = np.float32(motion[5])
         for i in range(count):
             x, y = pixels[0, i], pixels[1, i]
             over_z = ONE / max(h[2, 0] * x + h[2, 1] * y + h[2, 2], NEAR)
-            u = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * over_z - offset_px[0, i]
-            v = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * over_z - offset_px[1, i]
+            u = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * over_z
+            v = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * over_z
+            u += nearness[i] * (right_by - forward * (u - cx)) - offset_px[0, i]
+            v += nearness[i] * (down_by - forward * (v - cy)) - offset_px[1, i]
             inside = (u >= ZERO) & (u <= right) & (v >= ZERO) & (v <= bottom)
             seen[i] = ONE if inside else ZERO
             corners[i], across[i], down[i] = _place(u, v, width, height)
