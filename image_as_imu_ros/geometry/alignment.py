@@ -3,7 +3,8 @@ Rotation between two frames by direct alignment, whatever their blur.
 
 Both images are first given each other's blur, which makes them alike in sharpness; the sign of
 a blur does not matter for that. The later image is then matched by Gauss-Newton from several
-starting motions, coarse to fine, over rotation and the translation of a scene at one depth.
+starting motions, coarse to fine, over rotation and the translation of a scene at one depth, unless
+a depth is known for each part of the image.
 """
 
 from __future__ import annotations
