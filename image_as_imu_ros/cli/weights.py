@@ -69,9 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.action == 'onnx':
         path = weights_files.find_weights(arguments.weights).path
-        weights.export_onnx(path, arguments.output, arguments.whole)
-        print(f'{arguments.output}: network.onnx, critic.onnx'
-              f'{", whole.onnx" if arguments.whole else ""}')
+        names = weights.export_onnx(path, arguments.output, arguments.whole)
+        print(f'{arguments.output}: {", ".join(names)}')
         return
     if arguments.action == 'fit-critic':
         from image_as_imu_ros.training.fit_critic import fit_critic

@@ -20,7 +20,9 @@ from image_as_imu_ros.model.network import (
 from image_as_imu_ros.model.onnx_cells import FEATURES, INPUTS, lacking
 
 OPSET = 17
-IMAGES, OUTPUT = 'gray', 'log_probability'
+IMAGES, OUTPUT = INPUTS[-1], 'log_probability'
+AXES = {0: 'images', 2: 'height', 3: 'width'}
+"""Those of an input that are of any size."""
 
 
 def exported_network(distributions: CellDistributions, device: str) -> bytes:
@@ -30,17 +32,15 @@ def exported_network(distributions: CellDistributions, device: str) -> bytes:
     Of the front ends' many slices ONNX Runtime would make copies.
     """
     features = example_features(distributions.network, device)
-    axes = {0: 'images', 2: 'height', 3: 'width'}
     return _exported(
         MethodOf(distributions, 'distributions').eval(), features, INPUTS, OUTPUT,
-        {name: {axis: f'{name}_{text}' for axis, text in axes.items()} for name in INPUTS})
+        {name: {axis: f'{name}_{text}' for axis, text in AXES.items()} for name in INPUTS})
 
 
 def exported_whole(distributions: CellDistributions) -> bytes:
     """ONNX model from images to distributions, front ends included, as of `CellDistributions`."""
-    axes = {0: 'images', 2: 'height', 3: 'width'}
     return _exported(distributions, (example_images(),), (IMAGES,), OUTPUT,
-                     {IMAGES: axes, OUTPUT: {0: 'images', 1: 'rows', 2: 'columns'}})
+                     {IMAGES: AXES, OUTPUT: {0: 'images', 1: 'rows', 2: 'columns'}})
 
 
 def exported_critic(network: DisplacementNetwork) -> bytes:

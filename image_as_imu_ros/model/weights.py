@@ -170,12 +170,13 @@ def export_weights(state: dict[str, torch.Tensor], path: Path, metadata: dict[st
     return _write(tensors, path, {'architecture': CompactNetwork.architecture, **metadata})
 
 
-def export_onnx(weights: Path, folder: Path, whole: bool = False) -> None:
+def export_onnx(weights: Path, folder: Path, whole: bool = False) -> tuple[str, ...]:
     """
     Write the network and its critic as ONNX models, `network.onnx` and `critic.onnx`.
 
     :param weights: .safetensors of a network of distributions
     :param whole: write `whole.onnx` too, from images to distributions, for other programs
+    :returns: names of the files
     :raises WeightsError: if the weights cannot be used, or the folder cannot be written
     :raises ConfigError: if they are of another network, or onnx is not installed
     """
@@ -184,7 +185,7 @@ def export_onnx(weights: Path, folder: Path, whole: bool = False) -> None:
         raise ConfigError(f'{weights} is of the architecture "{network.architecture}", which '
                           'runs in torch only')
     distributions = CellDistributions(network.fused(), half=False).eval()
-    models = {CRITIC: exported_critic(network), NETWORK: exported_network(distributions, 'cpu')}
+    models = {NETWORK: exported_network(distributions, 'cpu'), CRITIC: exported_critic(network)}
     if whole:
         models[WHOLE_NETWORK] = exported_whole(distributions)
     try:
@@ -193,6 +194,7 @@ def export_onnx(weights: Path, folder: Path, whole: bool = False) -> None:
             write_atomically(folder / name, model)
     except OSError as error:
         raise WeightsError(f'cannot write ONNX models to {folder}: {error}') from error
+    return tuple(models)
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> str:
