@@ -41,9 +41,9 @@ from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
-UNMODELLED_TURN = 0.04
+UNMODELLED_TURN, UNMODELLED_TURN_RAD = 0.015, 0.0005
 UNMODELLED_WAY = 0.3
-"""Error of an aligned rotation and translation, relative to each, from a scene of many depths."""
+"""Error of an aligned rotation and translation, relative to each, and at least so much."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
@@ -318,8 +318,8 @@ class StreamEstimator:
     def _update_by_alignment(self, alignment: Alignment, elapsed_s: float) -> None:
         """Take in the motion since the last frame, also as a witness of the lever arm."""
         turn, way = np.split(alignment.motion, 2)
-        unmodelled = np.diag(np.repeat([UNMODELLED_TURN ** 2 * (turn @ turn),
-                                        UNMODELLED_WAY ** 2 * (way @ way)], 3))
+        unmodelled = np.diag(np.repeat([unmodelled_turn(turn), UNMODELLED_WAY ** 2 * (way @ way)],
+                                       3))
         told = without_prior(alignment.motion, alignment.covariance, alignment.translation_spread)
         self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
         self._filter.update_motion(MOVED, *told, unmodelled)
@@ -333,6 +333,11 @@ class StreamEstimator:
             twist,
             to_twist ** 2 * solution.covariance + self._gain.variance * np.outer(twist, twist),
             to_twist ** 2 * solution.translation_spread))
+
+
+def unmodelled_turn(turn: np.ndarray) -> float:
+    """Variance of what an aligned rotation (3,) errs by beyond its covariance, rad^2."""
+    return UNMODELLED_TURN ** 2 * float(turn @ turn) + UNMODELLED_TURN_RAD ** 2
 
 
 def with_twist(estimate: MotionEstimate, twist: np.ndarray, covariance: np.ndarray,

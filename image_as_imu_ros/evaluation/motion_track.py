@@ -12,9 +12,7 @@ from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import DataFormatError, InputError
 from image_as_imu_ros.estimator import BlurMeasurement, VisualGyroscope
 from image_as_imu_ros.evaluation.sources.recording import Recording, Stream
-from image_as_imu_ros.geometry.epipolar import refine_rotation
-from image_as_imu_ros.rolling_shutter import effective_gap_s
-from image_as_imu_ros.stream import StreamEstimator
+from image_as_imu_ros.stream import StreamEstimator, unmodelled_turn
 from image_as_imu_ros.types import MotionEstimate
 
 
@@ -54,8 +52,6 @@ def track_motion(recording: Recording, gyroscope: VisualGyroscope,
     """
     Follow the camera of a recording through its images.
 
-    Rotations between images are refined beyond what a live stream has time for.
-
     :param progress: show a bar on stderr where that is a terminal
     :raises DataFormatError: if the recording has several cameras or no image can be used
     """
@@ -87,17 +83,10 @@ def track_motion(recording: Recording, gyroscope: VisualGyroscope,
 def _gap(estimator: StreamEstimator, previous: BlurMeasurement | None,
          exposure_time_s: float | None) -> GapRotation | None:
     """Rotation since the previous image, if the stream could relate the two."""
-    alignment, current = estimator.alignment, estimator.measurement
+    alignment = estimator.alignment
     if alignment is None:
         return None
-    refined = refine_rotation(
-        previous.working_image, current.working_image, current.intrinsics, alignment,
-        *(measurement.solution.motion if measurement.informative else None
-          for measurement in (previous, current)))
-    if refined is None:
-        return None
-    rotation, covariance = refined
-    start_ns, end_ns = previous.frame.stamp_ns, current.frame.stamp_ns
-    gap_s = (end_ns - start_ns) * 1e-9
-    rotation = rotation * (gap_s / effective_gap_s(rotation, gap_s, current.frame))
-    return GapRotation(start_ns, end_ns, exposure_time_s or 0.0, rotation, covariance)
+    turn = alignment.motion[:3]
+    return GapRotation(previous.frame.stamp_ns, estimator.measurement.frame.stamp_ns,
+                       exposure_time_s or 0.0, turn,
+                       alignment.covariance[:3, :3] + unmodelled_turn(turn) * np.eye(3))

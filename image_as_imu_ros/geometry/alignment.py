@@ -4,20 +4,21 @@ Rotation between two frames by direct alignment, whatever their blur.
 Both images are first given each other's blur, which makes them alike in sharpness; the sign of
 a blur does not matter for that. The later image is then matched by Gauss-Newton from several
 starting motions, coarse to fine, over rotation and the translation of a scene at one depth, unless
-a depth is known for each part of the image.
+a depth is known for each part of the image. Then points are matched, each of a depth of its own.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.geometry.parallax import refined_by_points
 from image_as_imu_ros.geometry.photometric import (
     jacobian_at,
     mean_of_views,
@@ -26,14 +27,18 @@ from image_as_imu_ros.geometry.photometric import (
 )
 from image_as_imu_ros.types import CameraIntrinsics
 
-ROUNDS = ((8, 1, 3), (8, 5, 2), (4, 4, 1), (2, 3, 1))
+ROUNDS = ((8, 1, 3), (8, 5, 2), (4, 3, 1), (2, 1, 1))
 """Reduction of the working image, Gauss-Newton steps, and starts kept, coarse to fine."""
 TEMPLATE_ROLLS_RAD = (-0.24, -0.12, 0.0, 0.12, 0.24)
 TEMPLATE_SEEDS = 2
 MAX_PIXELS = 6000
 NEIGHBOURHOOD_PX = 15
 BLUR_STEP_PX = 1.6
+POINTS_BLUR_STEP_PX = 4.0
+"""Of views that are averaged; corners that are blurred themselves do not show coarser ones."""
 MAX_VIEWS = 24
+ONE_DEPTH_ERROR = 0.04
+"""Error of a rotation that was found as if the scene lay at one depth, relative to it."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +150,15 @@ def blurred_along(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.nd
                          motion, steps)
 
 
-def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray) -> np.ndarray:
+def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray | None,
+              step_px: float = BLUR_STEP_PX) -> np.ndarray:
     """
     Add the blur of a motion (w T, v T / Z) to an image.
 
     :param image: (h, w) float32
-    :param motion: (6,), either sign gives the same
+    :param motion: (6,), either sign gives the same; None: there is none
     """
-    return blurred_along(image, intrinsics, motion, BLUR_STEP_PX)[0]
+    return image if motion is None else blurred_along(image, intrinsics, motion, step_px)[0]
 
 
 class PairAligner:
@@ -163,6 +169,7 @@ class PairAligner:
     """
 
     def __init__(self, intrinsics: CameraIntrinsics) -> None:
+        self._intrinsics = intrinsics
         self._reductions = {}
         for scale in sorted({scale for scale, _, _ in ROUNDS}):
             size = (intrinsics.width_px // scale, intrinsics.height_px // scale)
@@ -192,8 +199,8 @@ class PairAligner:
         for scale, iterations, kept in ROUNDS:
             if scale != level_scale:
                 reduced, field = self._reductions[scale]
-                level = Level(*(image if blur is None else with_blur(image, reduced, blur)
-                                for image, blur in zip(images[scale], (later_blur, earlier_blur))),
+                level = Level(*(with_blur(image, reduced, blur) for image, blur in
+                                zip(images[scale], (later_blur, earlier_blur))),
                               reduced, field, nearness)
                 level_scale = scale
             found = [level.refine(start, iterations) for start in candidates]
@@ -206,7 +213,21 @@ class PairAligner:
                 if all(_apart(alignment.motion, other) for other in candidates):
                     candidates.append(alignment.motion)
             candidates = candidates[:kept]
-        return found[0]
+        return self._refined(found[0], earlier, later, earlier_blur, later_blur, nearness)
+
+    def _refined(self, alignment: Alignment, earlier: np.ndarray, later: np.ndarray,
+                 earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
+                 nearness: np.ndarray | None) -> Alignment:
+        """Improve an alignment by points of any depth, where there are enough."""
+        alike = (with_blur(image, self._intrinsics, blur, POINTS_BLUR_STEP_PX)
+                 for image, blur in ((earlier, later_blur), (later, earlier_blur)))
+        found = refined_by_points(*alike, self._intrinsics.matrix, alignment.motion, nearness)
+        if found is None:
+            covariance = alignment.covariance.copy()
+            turn = alignment.motion[:3]
+            covariance[:3, :3] += ONE_DEPTH_ERROR ** 2 * (turn @ turn) * np.eye(3)
+            return replace(alignment, covariance=covariance)
+        return replace(alignment, **found._asdict())
 
     def _template_seeds(self, scene: np.ndarray, view: np.ndarray) -> list[np.ndarray]:
         """Pans, with roll, under which the middle of the later image is found in the earlier."""

@@ -7,6 +7,13 @@ import math
 import numpy as np
 
 from image_as_imu_ros.compiled import compiled
+from image_as_imu_ros.geometry.quaternions import (
+    angle_of,
+    composed,
+    quaternion_of,
+    vector_scale,
+    write_rotation,
+)
 from image_as_imu_ros.geometry.small_matrices import dot, invert
 
 MIN_OVERLAP = 0.35
@@ -53,7 +60,7 @@ def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, m
     h = np.zeros((3, 3), np.float32)
     for k in range(count):
         time = (k + 0.5) / count - 0.5
-        _write_rotation(rotation, _quaternion(time * motion[0], time * motion[1],
+        write_rotation(rotation, quaternion_of(time * motion[0], time * motion[1],
                                               time * motion[2]))
         _write_homography(plane, camera, rotation, time * motion[3], time * motion[4],
                           time * motion[5])
@@ -147,10 +154,10 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
     motion, covariance = np.empty(6), np.empty((6, 6))
     for d in range(6):
         motion[d] = start[d]
-    turn = _quaternion(start[0], start[1], start[2])
+    turn = quaternion_of(start[0], start[1], start[2])
     similarity = inlier_share = spread = 0.0
     for _ in range(iterations):
-        _write_rotation(rotation, turn)
+        write_rotation(rotation, turn)
         _write_homography(homography, camera, rotation, 0.0, 0.0, 0.0)
         for i in range(3):
             for j in range(3):
@@ -194,7 +201,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
         information, vector, inliers = weighted_sums(jacobian, residual, magnitude, int(number),
                                                      LEAST_NOISE)
         inlier_share = inliers / number
-        angle = _angle(turn)
+        angle = angle_of(turn)
         spread = TRANSLATION_PRIOR ** 2 * angle * angle + TRANSLATION_PRIOR_FLOOR ** 2
         for d in range(6):
             information[d, d] += WEAK_PRIOR
@@ -205,11 +212,11 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
         covariance = information
         for d in range(6):
             step[d] = dot(covariance[d], vector)
-        turn = _composed(turn, _quaternion(step[0], step[1], step[2]))
-        _write_rotation(rotation, turn)
+        turn = composed(turn, quaternion_of(step[0], step[1], step[2]))
+        write_rotation(rotation, turn)
         for d in range(3):
             motion[3 + d] += dot(rotation[d], step[3:])
-    scale = _vector_scale(turn)
+    scale = vector_scale(turn)
     for d in range(3):
         motion[d] = scale * turn[1 + d]
     return motion, covariance, similarity, inlier_share, spread
@@ -276,7 +283,7 @@ def homography_of(camera: np.ndarray, motion: np.ndarray) -> np.ndarray:
     :returns: (3, 3)
     """
     rotation, homography = np.empty((3, 3)), np.empty((3, 3))
-    _write_rotation(rotation, _quaternion(motion[0], motion[1], motion[2]))
+    write_rotation(rotation, quaternion_of(motion[0], motion[1], motion[2]))
     _write_homography(homography, camera, rotation, motion[3], motion[4], motion[5])
     return homography
 
@@ -358,52 +365,6 @@ def _between(pixels, corner, width, across, down):
     upper = pixels[corner] + across * (pixels[corner + 1] - pixels[corner])
     lower = pixels[under] + across * (pixels[under + 1] - pixels[under])
     return upper + down * (lower - upper)
-
-
-@compiled
-def _quaternion(x, y, z):
-    """Of a rotation vector: (w, x, y, z)."""
-    angle = math.sqrt(x * x + y * y + z * z)
-    share = math.sin(0.5 * angle) / angle if angle > 1e-9 else 0.5
-    return math.cos(0.5 * angle), share * x, share * y, share * z
-
-
-@compiled
-def _composed(a, b):
-    """Quaternion product."""
-    aw, ax, ay, az = a
-    bw, bx, by, bz = b
-    return (aw * bw - ax * bx - ay * by - az * bz, aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx, aw * bz + ax * by - ay * bx + az * bw)
-
-
-@compiled
-def _angle(quaternion):
-    """Of a rotation, up to a half turn."""
-    w, x, y, z = quaternion
-    return 2.0 * math.atan2(math.sqrt(x * x + y * y + z * z), abs(w))
-
-
-@compiled
-def _vector_scale(quaternion):
-    """What the last three numbers of a quaternion are to be multiplied by for the vector."""
-    w, x, y, z = quaternion
-    length = math.sqrt(x * x + y * y + z * z)
-    return math.copysign(_angle(quaternion) / length if length > 1e-12 else 2.0, w)
-
-
-@compiled
-def _write_rotation(rotation, quaternion):
-    w, x, y, z = quaternion
-    rotation[0, 0] = 1.0 - 2.0 * (y * y + z * z)
-    rotation[0, 1] = 2.0 * (x * y - w * z)
-    rotation[0, 2] = 2.0 * (x * z + w * y)
-    rotation[1, 0] = 2.0 * (x * y + w * z)
-    rotation[1, 1] = 1.0 - 2.0 * (x * x + z * z)
-    rotation[1, 2] = 2.0 * (y * z - w * x)
-    rotation[2, 0] = 2.0 * (x * z - w * y)
-    rotation[2, 1] = 2.0 * (y * z + w * x)
-    rotation[2, 2] = 1.0 - 2.0 * (x * x + y * y)
 
 
 @compiled
