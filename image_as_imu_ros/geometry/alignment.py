@@ -27,7 +27,7 @@ from image_as_imu_ros.geometry.photometric import (
 )
 from image_as_imu_ros.types import CameraIntrinsics
 
-ROUNDS = ((8, 1, 3), (8, 5, 2), (4, 3, 1), (2, 1, 1))
+ROUNDS = ((8, 1, 3), (8, 5, 2), (4, 4, 1))
 """Reduction of the working image, Gauss-Newton steps, and starts kept, coarse to fine."""
 TEMPLATE_ROLLS_RAD = (-0.24, -0.12, 0.0, 0.12, 0.24)
 TEMPLATE_SEEDS = 2

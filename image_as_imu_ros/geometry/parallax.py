@@ -29,19 +29,19 @@ from image_as_imu_ros.geometry.quaternions import (
 )
 from image_as_imu_ros.geometry.small_matrices import dot, invert
 
-POINTS = 300
+POINTS = 150
 DETECTION = 2
 """Reduction of the image in which points are chosen; coarser corners are the safer ones."""
 QUALITY = 0.003
 """Least eigenvalue of a point's gradients, relative to the best point's."""
 FAIR_QUALITY = 0.05
 """That of a point that is taken for half as sure as the best ones."""
-APART_PX = 7
+APART_PX = 10
 WINDOW_PX = 15
 LEVELS = 1
 """Of the pyramid in which points are tracked, beyond the image itself."""
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 8, 0.03)
-RETURN_PX = 0.7
+RETURN_PX = 0.4
 """A point that is tracked forth and back ends within this distance of itself."""
 MIN_POINTS = 25
 GRAY_LEVELS = 255.0
@@ -52,7 +52,7 @@ MEASURED_DEPTH_SPREAD = 0.15
 FREEDOM = 2.0
 """Degrees of freedom of the distribution (Student's) of a point's residuals."""
 FIRST_NOISE_PX, LEAST_NOISE_PX, MOST_NOISE_PX = 0.1, 0.02, 2.0
-POINTS_PER_WITNESS = 8.0
+POINTS_PER_WITNESS = 6.0
 """Windows of neighbouring points overlap: so many count as one independent witness."""
 INLIER = 9.0
 """Squared standard deviations up to which a point counts as an inlier."""
@@ -142,9 +142,11 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
     points = DETECTION * points + 0.5 * (DETECTION - 1)
     warped = cv2.warpPerspective(earlier, to_earlier, (width, height),
                                  flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    tracking = {'winSize': (WINDOW_PX, WINDOW_PX), 'maxLevel': LEVELS, 'criteria': CRITERIA}
-    matched, found, _ = cv2.calcOpticalFlowPyrLK(later, warped, points, None, **tracking)
-    back, again, _ = cv2.calcOpticalFlowPyrLK(warped, later, matched, None, **tracking)
+    window = {'winSize': (WINDOW_PX, WINDOW_PX), 'criteria': CRITERIA}
+    matched, found, _ = cv2.calcOpticalFlowPyrLK(later, warped, points, None, maxLevel=LEVELS,
+                                                 **window)
+    back, again, _ = cv2.calcOpticalFlowPyrLK(warped, later, matched, points.copy(), maxLevel=0,
+                                              flags=cv2.OPTFLOW_USE_INITIAL_FLOW, **window)
     found &= again & (np.linalg.norm(back - points, axis=2) < RETURN_PX)
     at_earlier = cv2.perspectiveTransform(matched, to_earlier)[:, 0]
     border = 0.5 * WINDOW_PX

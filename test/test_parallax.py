@@ -1,0 +1,108 @@
+"""The motion between two cameras is found from points, at whatever depth each of them is."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from image_as_imu_ros.geometry.parallax import (
+    AXES_WAY,
+    DEPTH_SPREAD,
+    match_points,
+    motion_of_points,
+    refined_by_points,
+)
+from image_as_imu_ros.types import CameraIntrinsics
+
+CAMERA = CameraIntrinsics(320, 224, 250.0, 245.0, 158.0, 113.0)
+COUNT = 150
+NOISE_PX = 0.1
+
+
+def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0):
+    """Points of random depth in the later image and, by the pinhole camera, in the earlier."""
+    later = rng.uniform((0, 0), (CAMERA.width_px, CAMERA.height_px), (COUNT, 2))
+    nearness = np.exp(depth_spread * rng.standard_normal(COUNT))
+    rays = np.column_stack([later, np.ones(COUNT)]) @ np.linalg.inv(CAMERA.matrix).T
+    points = Rotation.from_rotvec(motion[:3]).apply(rays / nearness[:, None])
+    points = points + motion[3:] * points[:, 2:] * nearness[:, None]
+    seen = (points / points[:, 2:]) @ CAMERA.matrix.T
+    earlier = seen[:, :2] + noise_px * rng.standard_normal((COUNT, 2))
+    wild = rng.random(COUNT) < outliers
+    earlier[wild] += rng.uniform(-8.0, 8.0, (COUNT, 2))[wild]
+    return later, earlier
+
+
+def found(later, earlier, guess, depth_spread=DEPTH_SPREAD):
+    starts = np.tile(guess, (7, 1))
+    starts[1:, 3:] = 0.01 * np.concatenate([AXES_WAY, -AXES_WAY])
+    return motion_of_points(later, earlier, np.ones(len(later)), np.ones(len(later)),
+                            depth_spread, CAMERA.matrix, starts)
+
+
+WAYS = [(0.02, 0.0, 0.0), (0.0, -0.015, 0.004), (0.004, 0.004, 0.03), (0.0, 0.0, 0.0)]
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_turn_is_found_though_every_point_has_a_depth_of_its_own(way):
+    rng = np.random.default_rng(3)
+    motion = np.array([0.03, -0.05, 0.02, *way])
+    # as an alignment at one depth errs: part of the way is taken for a turn
+    guess = motion + [-way[1], way[0], 0.0, -way[0], -way[1], -way[2]]
+    estimate, covariance, inlier_share = found(*matched(rng, motion), guess)
+    # measured: up to 0.0006 rad
+    np.testing.assert_allclose(estimate[:3], motion[:3], atol=1e-3)
+    assert inlier_share > 0.9
+    assert np.linalg.eigvalsh(covariance).min() > 0.0
+
+
+def test_a_fifth_of_wrong_matches_does_little_harm():
+    rng = np.random.default_rng(4)
+    motion = np.array([0.03, -0.05, 0.02, 0.015, 0.005, 0.01])
+    estimate, _, inlier_share = found(*matched(rng, motion, outliers=0.2), motion * 0.8)
+    np.testing.assert_allclose(estimate[:3], motion[:3], atol=2e-3)
+    assert inlier_share < 0.9
+
+
+def test_covariance_covers_the_errors():
+    rng = np.random.default_rng(5)
+    distances = []
+    for _ in range(60):
+        motion = np.concatenate([rng.normal(0.0, 0.03, 3), rng.normal(0.0, 0.01, 3)])
+        estimate, covariance, _ = found(*matched(rng, motion), motion * rng.uniform(0.5, 1.5, 6))
+        error = estimate[:3] - motion[:3]
+        distances.append(error @ np.linalg.solve(covariance[:3, :3], error))
+    # points that are independent are worth more than it says: 3 / 6 and no more of 3
+    assert 0.1 < np.median(distances) < 3.0
+
+
+def test_measured_depth_tells_how_far():
+    rng = np.random.default_rng(6)
+    motion = np.array([0.01, 0.02, -0.01, 0.02, -0.01, 0.015])
+    estimate, covariance, _ = found(*matched(rng, motion, depth_spread=0.02), motion * 0.7, 0.05)
+    np.testing.assert_allclose(estimate, motion, atol=1.5e-3)
+    assert np.sqrt(covariance[3, 3]) < 2e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2 ** 32 - 1), st.integers(1, 40))
+def test_points_that_make_no_sense_give_numbers_still(seed, count):
+    rng = np.random.default_rng(seed)
+    later, earlier = rng.uniform(-20.0, 340.0, (2, count, 2))
+    estimate, covariance, inlier_share = found(later, earlier, rng.normal(0.0, 0.1, 6))
+    assert np.isfinite(estimate).all() and np.isfinite(covariance).all()
+    assert 0.0 <= inlier_share <= 1.0
+
+
+def test_images_without_corners_are_not_matched():
+    blank = np.full((224, 320), 0.5, np.float32)
+    assert match_points(blank, blank, np.eye(3)) is None
+    assert refined_by_points(blank, blank, CAMERA.matrix, np.zeros(6)) is None
+
+
+def test_few_corners_are_not_enough():
+    scene = np.full((224, 320), 0.2, np.float32)
+    scene[80:120, 100:160] = 0.8
+    assert len(match_points(scene, scene, np.eye(3)).doubt) >= 4
+    assert refined_by_points(scene, scene, CAMERA.matrix, np.zeros(6)) is None
