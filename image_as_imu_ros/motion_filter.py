@@ -235,6 +235,12 @@ class MotionFilter:
         return self.lever.carried @ self.mean[MOVED]
 
     @property
+    def expected_motion(self) -> tuple[np.ndarray, np.ndarray]:
+        """`moved`, (6,), and its inverse covariance, (6, 6)."""
+        matrix = self._matrix(MOVED)
+        return self.moved, np.linalg.inv(matrix @ self.covariance @ matrix.T)
+
+    @property
     def twist_matrix(self) -> np.ndarray:
         """Of which state the angular velocity and the velocity over the depth are, (6, n)."""
         return self._matrix(TWIST)

@@ -238,7 +238,7 @@ class StreamEstimator:
             for motion in self._unsigned_motion(measurement):
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
-                                        seeds, current.nearness)
+                                        seeds, current.nearness, self._filter.expected_motion)
         if alignment is None or alignment.similarity < MIN_SIMILARITY:
             return None
         turn, way = np.split(alignment.motion, 2)

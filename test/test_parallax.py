@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from image_as_imu_ros.geometry.parallax import (
     AXES_WAY,
     DEPTH_SPREAD,
+    NOTHING_EXPECTED,
     match_points,
     motion_of_points,
     refined_by_points,
@@ -20,11 +21,15 @@ COUNT = 150
 NOISE_PX = 0.1
 
 
-def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0):
-    """Points of random depth in the later image and, by the pinhole camera, in the earlier."""
+def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0, slope=(0.0, 0.0)):
+    """
+    Points in the later image and, by the pinhole camera, in the earlier one.
+
+    They lie on a plane whose nearness has a slope, and off it by random factors.
+    """
     later = rng.uniform((0, 0), (CAMERA.width_px, CAMERA.height_px), (COUNT, 2))
-    nearness = np.exp(depth_spread * rng.standard_normal(COUNT))
     rays = np.column_stack([later, np.ones(COUNT)]) @ np.linalg.inv(CAMERA.matrix).T
+    nearness = np.exp(depth_spread * rng.standard_normal(COUNT)) * (1.0 + rays[:, :2] @ slope)
     points = Rotation.from_rotvec(motion[:3]).apply(rays / nearness[:, None])
     points = points + motion[3:] * points[:, 2:] * nearness[:, None]
     seen = (points / points[:, 2:]) @ CAMERA.matrix.T
@@ -34,11 +39,11 @@ def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0):
     return later, earlier
 
 
-def found(later, earlier, guess, depth_spread=DEPTH_SPREAD):
+def found(later, earlier, guess, depth_spread=DEPTH_SPREAD, expected=NOTHING_EXPECTED):
     starts = np.tile(guess, (7, 1))
     starts[1:, 3:] = 0.01 * np.concatenate([AXES_WAY, -AXES_WAY])
     return motion_of_points(later, earlier, np.ones(len(later)), np.ones(len(later)),
-                            depth_spread, CAMERA.matrix, starts)
+                            depth_spread, CAMERA.matrix, starts, *expected)
 
 
 WAYS = [(0.02, 0.0, 0.0), (0.0, -0.015, 0.004), (0.004, 0.004, 0.03), (0.0, 0.0, 0.0)]
@@ -75,6 +80,21 @@ def test_covariance_covers_the_errors():
         distances.append(error @ np.linalg.solve(covariance[:3, :3], error))
     # points that are independent are worth more than it says: 3 / 6 and no more of 3
     assert 0.1 < np.median(distances) < 3.0
+
+
+def test_plane_that_two_motions_explain_is_decided_by_what_was_expected():
+    motion, normal = np.array([0.01, -0.02, 0.005, -0.015, -0.005, 0.025]), (0.3, -0.2)
+    other = None
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        later, earlier = matched(rng, motion, noise_px=0.03, slope=normal, depth_spread=0.0)
+        estimate, _, _ = found(later, earlier, motion * rng.uniform(-2.0, 2.0, 6))
+        if np.linalg.norm(estimate[:3] - motion[:3]) > 3e-3:
+            other = estimate
+            break
+    assert other is not None, 'this plane is told from its rival without help'
+    told, _, _ = found(later, earlier, other, expected=(motion, np.eye(6) / 0.005 ** 2))
+    np.testing.assert_allclose(told[:3], motion[:3], atol=2e-3)
 
 
 def test_measured_depth_tells_how_far():

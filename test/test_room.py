@@ -8,7 +8,14 @@ from scipy.spatial.transform import Rotation
 from image_as_imu_ros.errors import ConfigError, DataFormatError, InputError
 from image_as_imu_ros.evaluation.sources import open_recording
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
-from image_as_imu_ros.synthesis.room import RecordingConfig, Room, develop, expose, write_recording
+from image_as_imu_ros.synthesis.room import (
+    ROOM_SIZE_M,
+    RecordingConfig,
+    Room,
+    develop,
+    expose,
+    write_recording,
+)
 from image_as_imu_ros.synthesis.trajectory import Oscillation, Trajectory
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -150,6 +157,15 @@ def test_sensor_noise_grows_with_the_light_and_highlights_saturate():
     assert linear.mean() == pytest.approx(0.25, rel=0.01)
     assert linear.std() == pytest.approx(np.sqrt(250 + 100) / 1000, rel=0.05)
     assert develop(40 * light, rng, full_well=1e6, read_noise=0.0).min() >= 254
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_glide_is_slow_and_keeps_off_the_walls(seed):
+    glide = Trajectory.glide(seed, 10.0)
+    time_s = np.linspace(0.0, 10.0, 501)
+    assert 0.1 < np.sqrt((glide.angular_velocity_rad_s(time_s) ** 2).sum(axis=1).mean()) < 0.6
+    assert 0.3 < np.sqrt((glide.linear_velocity_m_s(time_s) ** 2).sum(axis=1).mean()) < 1.5
+    assert (np.abs(glide.position_m(time_s)) < np.array(ROOM_SIZE_M) / 2 - 0.4).all()
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.geometry.parallax import refined_by_points
+from image_as_imu_ros.geometry.parallax import NOTHING_EXPECTED, refined_by_points
 from image_as_imu_ros.geometry.photometric import (
     jacobian_at,
     mean_of_views,
@@ -179,7 +179,8 @@ class PairAligner:
     def align(self, earlier: np.ndarray, later: np.ndarray,
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
               seeds: list[np.ndarray],
-              nearness: np.ndarray | None = None) -> Alignment | None:
+              nearness: np.ndarray | None = None,
+              expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED) -> Alignment | None:
         """
         Find the motion from the earlier to the later image.
 
@@ -187,6 +188,7 @@ class PairAligner:
         :param earlier_blur, later_blur: (6,) motion over each exposure, any sign; None: sharp
         :param seeds: motions (6,) to start from
         :param nearness: as of `Level`, where the depth is known
+        :param expected: motion and its inverse covariance, as of `refined_by_points`
         :returns: None if no start leads to a match
         """
         images = {1: (earlier, later)}
@@ -213,15 +215,18 @@ class PairAligner:
                 if all(_apart(alignment.motion, other) for other in candidates):
                     candidates.append(alignment.motion)
             candidates = candidates[:kept]
-        return self._refined(found[0], earlier, later, earlier_blur, later_blur, nearness)
+        return self._refined(found[0], earlier, later, earlier_blur, later_blur, nearness,
+                             expected)
 
     def _refined(self, alignment: Alignment, earlier: np.ndarray, later: np.ndarray,
                  earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
-                 nearness: np.ndarray | None) -> Alignment:
+                 nearness: np.ndarray | None,
+                 expected: tuple[np.ndarray, np.ndarray]) -> Alignment:
         """Improve an alignment by points of any depth, where there are enough."""
         alike = (with_blur(image, self._intrinsics, blur, POINTS_BLUR_STEP_PX)
                  for image, blur in ((earlier, later_blur), (later, earlier_blur)))
-        found = refined_by_points(*alike, self._intrinsics.matrix, alignment.motion, nearness)
+        found = refined_by_points(*alike, self._intrinsics.matrix, alignment.motion, nearness,
+                                  expected)
         if found is None:
             covariance = alignment.covariance.copy()
             turn = alignment.motion[:3]

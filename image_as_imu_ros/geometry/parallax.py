@@ -4,7 +4,7 @@ Motion between two images by matched points, whatever the depth of each.
 An alignment of whole images takes the scene to lie at one depth, so that much of a translation
 passes for rotation. A point that is matched tells two numbers: across the line on which its depth
 moves it, it tells of rotation and of the translation's direction; along that line, where its own
-depth hides the rest, little.
+depth hides the rest, the less, the more the depths of points differ.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ RETURN_PX = 0.4
 """A point that is tracked forth and back ends within this distance of itself."""
 MIN_POINTS = 25
 GRAY_LEVELS = 255.0
-DEPTH_SPREAD = 0.5
-"""Standard deviation of the nearness of what a camera sees, relative to its mean."""
+DEPTH_SPREAD, LEAST_DEPTH_SPREAD = 0.5, 0.03
+"""Standard deviation of the nearness of what a camera sees over its mean: at most and at least."""
 MEASURED_DEPTH_SPREAD = 0.15
-"""The same where depth is measured."""
+"""The most of it where depth is measured."""
+VISIBLE = 2.0
+"""Noises by which such a spread moves points where it can be told from them."""
 FREEDOM = 2.0
 """Degrees of freedom of the distribution (Student's) of a point's residuals."""
 FIRST_NOISE_PX, LEAST_NOISE_PX, MOST_NOISE_PX = 0.1, 0.02, 2.0
@@ -58,12 +60,16 @@ INLIER = 9.0
 """Squared standard deviations up to which a point counts as an inlier."""
 SEARCH = ((4, 4), (4, 2), (4, 1))
 """Steps from each start, and starts kept."""
-LAST_STEPS = 3
+ROUNDS, ROUND_STEPS = 3, 3
+"""Rounds of steps at last, each with noise and spread of depths as they show."""
 WAY_SPREAD = 0.02
 """Standard deviation of the translation over the depth that is expected, about none."""
 LEAST_WAY = 1e-5
 """A direction must not be lost."""
 AXES_WAY = np.diag([1.0, 1.0, 3.0])
+UNKNOWNS = 8
+"""Rotation, translation, and slopes of the nearness across the image."""
+NOTHING_EXPECTED = np.zeros(6), np.zeros((6, 6))
 
 
 class PointMotion(NamedTuple):
@@ -80,6 +86,7 @@ class PointMotion(NamedTuple):
 
 def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray,
                       motion: np.ndarray, nearness: np.ndarray | None = None,
+                      expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED,
                       ) -> PointMotion | None:
     """
     Improve a motion that was found as if the scene lay at one depth.
@@ -90,6 +97,9 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         translation over the mean depth
     :param nearness: (rows, columns) of any resolution, mean depth of the scene over that of what
         the later image shows there; None: unknown
+    :param expected: motion (6,) that was expected and its inverse covariance (6, 6), to choose
+        between motions that explain the points alike, as two do where all lie on a plane; it has
+        no part in the answer
     :returns: None where too few points are found again
     """
     matches = match_points(earlier, later, homography_of(camera, motion))
@@ -102,12 +112,12 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         to_cells = columns / later.shape[1], rows / later.shape[0]
         column, row = (matches.at_later * to_cells).astype(int).T
         near, depth_spread = nearness[row, column].astype(float), MEASURED_DEPTH_SPREAD
-    # the cost has several valleys: also begin with translations along the axes
+    # the likelihood has several hills: also begin with translations along the axes
     way = max(float(np.linalg.norm(motion[3:])), float(np.median(matches.off_px)) / camera[0, 0])
     starts = np.tile(motion, (1 + 2 * len(AXES_WAY), 1))
     starts[1:, 3:] = way * np.concatenate([AXES_WAY, -AXES_WAY])
     return PointMotion(*motion_of_points(matches.at_later, matches.at_earlier, matches.doubt, near,
-                                         depth_spread, camera, starts))
+                                         depth_spread, camera, starts, *expected))
 
 
 class Matches(NamedTuple):
@@ -160,12 +170,13 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
 @compiled
 def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.ndarray,
                      nearness: np.ndarray, depth_spread: float, camera: np.ndarray,
-                     starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+                     starts: np.ndarray, expected: np.ndarray, expected_information: np.ndarray,
+                     ) -> tuple[np.ndarray, np.ndarray, float]:
     """
     Find the motion under which each point has moved, at whatever depth it is.
 
-    Gauss-Newton steps from each start; the likeliest motion is refined with the noise that its
-    residuals show.
+    Gauss-Newton steps from each start, over the motion and the slope of the depth; the likeliest
+    motion is refined with the noise and the spread of depths that its residuals show.
 
     :param at_later, at_earlier, doubt: as of `Matches`
     :param nearness: (N,), mean depth of the scene over that of a point, as far as it is known
@@ -173,42 +184,78 @@ def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.nda
     :param camera: camera matrix (3, 3) of both, px
     :param starts: (K, 6), rotation vector of the later camera in the earlier one's axes, rad, and
         translation over the mean depth
+    :param expected, expected_information: (6,), (6, 6), as of `refined_by_points`
     :returns: motion (6,), covariance (6, 6) and share of inliers
     """
-    candidates, noise = starts.copy(), FIRST_NOISE_PX
-    distances = np.zeros(len(nearness), np.float32)
+    candidates, noise = np.zeros((len(starts), UNKNOWNS)), FIRST_NOISE_PX
+    candidates[:, :6] = starts
+    residuals = np.zeros((3, len(nearness)), np.float32)
     for steps, kept in SEARCH:
         costs, least = np.empty(len(candidates)), math.inf
         for k in range(len(candidates)):
-            candidates[k], _, costs[k], across, _ = _stepped(
-                at_later, at_earlier, doubt, nearness, depth_spread, camera, candidates[k], noise,
-                steps)
+            candidates[k], _, costs[k], seen, _ = _stepped(
+                at_later, at_earlier, doubt, nearness, depth_spread, depth_spread, camera,
+                candidates[k], noise, steps)
+            surprise = candidates[k, :6] - expected
+            costs[k] += 0.5 * surprise @ (expected_information @ surprise)
             if costs[k] < least:
-                least, distances = costs[k], across
+                least, residuals = costs[k], seen
         candidates = candidates[np.argsort(costs)[:kept]]
-        noise = 1.4826 * magnitude_of_rank(distances, len(distances) // 2)
-        noise = min(max(noise, LEAST_NOISE_PX), MOST_NOISE_PX)
-    motion, covariance, _, _, inlier_share = _stepped(
-        at_later, at_earlier, doubt, nearness, depth_spread, camera, candidates[0], noise,
-        LAST_STEPS)
-    return motion, covariance, inlier_share
+        noise = _noise_of(residuals)
+    unknowns, covariance, inlier_share = candidates[0], np.eye(UNKNOWNS), 0.0
+    for _ in range(ROUNDS):
+        spread = _spread_of(residuals, noise, depth_spread)
+        unknowns, covariance, _, residuals, inlier_share = _stepped(
+            at_later, at_earlier, doubt, nearness, spread, depth_spread, camera, unknowns, noise,
+            ROUND_STEPS)
+        noise = _noise_of(residuals)
+    return unknowns[:6], covariance[:6, :6], inlier_share
 
 
 @compiled
-def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, camera, start, noise, steps):
-    """Motion after some steps, its covariance, cost, distances across and share of inliers."""
+def _noise_of(residuals):
+    """Noise of a point, px, by the residuals of `_stepped`."""
+    noise = 1.4826 * magnitude_of_rank(residuals[0], residuals.shape[1] // 2)
+    return min(max(noise, LEAST_NOISE_PX), MOST_NOISE_PX)
+
+
+@compiled
+def _spread_of(residuals, noise, most):
+    """Spread of the nearness by the residuals of `_stepped`, where it moves points visibly."""
+    middle = residuals.shape[1] // 2
+    off, way = 1.4826 * magnitude_of_rank(residuals[1], middle), magnitude_of_rank(residuals[2],
+                                                                                   middle)
+    if way * most < VISIBLE * noise:
+        return most
+    spread = math.sqrt(max(off * off - noise * noise, 0.0)) / way
+    return min(max(spread, LEAST_DEPTH_SPREAD), most)
+
+
+@compiled
+def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, camera, start,
+             noise, steps):
+    """
+    Take Gauss-Newton steps.
+
+    :returns: unknowns (8,), their covariance (8, 8), negative log-likelihood, residuals (3, N):
+        across the line on which the depth moves a point, along it, and its way by the translation,
+        px, and share of inliers
+    """
     fx, fy, cx, cy = camera[0, 0], camera[1, 1], camera[0, 2], camera[1, 2]
     count = len(nearness)
-    motion, step, rotation = start.copy(), np.empty(6), np.empty((3, 3))
+    unknowns, step, rotation = start.copy(), np.empty(UNKNOWNS), np.empty((3, 3))
     turn = quaternion_of(start[0], start[1], start[2])
-    across, along = np.empty(6), np.empty(6)
-    information, vector = np.empty((6, 6)), np.empty(6)
-    distances = np.empty(count, np.float32)
+    across, along = np.zeros(UNKNOWNS), np.empty(UNKNOWNS)
+    information, vector = np.empty((UNKNOWNS, UNKNOWNS)), np.empty(UNKNOWNS)
+    covariance = np.empty((UNKNOWNS, UNKNOWNS))
+    residuals = np.empty((3, count), np.float32)
+    to_nats = 0.5 * (FREEDOM + 1.0) / POINTS_PER_WITNESS
     cost = inliers = 0.0
     for iteration in range(steps + 1):
         write_rotation(rotation, turn)
-        if abs(motion[3]) + abs(motion[4]) + abs(motion[5]) < LEAST_WAY:
-            motion[3] = LEAST_WAY
+        if abs(unknowns[3]) + abs(unknowns[4]) + abs(unknowns[5]) < LEAST_WAY:
+            unknowns[3] = LEAST_WAY
+        tx, ty, tz = unknowns[3], unknowns[4], unknowns[5]
         information[:] = 0.0
         vector[:] = 0.0
         cost = inliers = 0.0
@@ -217,38 +264,42 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, camera, start,
             over_z = 1.0 / max(rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2], 1e-3)
             u = (rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2]) * over_z
             v = (rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2]) * over_z
-            # how the point moves by the translation, if at the mean depth
-            way_u, way_v = fx * (motion[3] - u * motion[5]), fy * (motion[4] - v * motion[5])
+            # how the translation moves a point at the mean depth
+            way_u, way_v = fx * (tx - u * tz), fy * (ty - v * tz)
             way = math.sqrt(way_u * way_u + way_v * way_v) + 1e-9
             along_u, along_v = way_u / way, way_v / way
-            off_u = at_earlier[i, 0] - cx - fx * u - nearness[i] * way_u
-            off_v = at_earlier[i, 1] - cy - fy * v - nearness[i] * way_v
+            near = nearness[i] + unknowns[6] * x + unknowns[7] * y
+            off_u = at_earlier[i, 0] - cx - fx * u - near * way_u
+            off_v = at_earlier[i, 1] - cy - fy * v - near * way_v
             off_along = along_u * off_u + along_v * off_v
             off_across = along_u * off_v - along_v * off_u
             hidden = depth_spread * way
             variance = noise * noise * doubt[i]
             variance_along = variance + hidden * hidden
-            distance = off_across * off_across / variance + off_along * off_along / variance_along
-            distances[i] = abs(off_across) / math.sqrt(doubt[i])
+            distance_across = off_across * off_across / variance
+            distance = distance_across + off_along * off_along / variance_along
+            residuals[0, i] = abs(off_across) / math.sqrt(doubt[i])
+            residuals[1, i], residuals[2, i] = abs(off_along), way
             # along the line a depth may hide anything, which would speak for long ways
-            cost += math.log1p(off_across * off_across / (FREEDOM * variance))
-            inliers += off_across * off_across < INLIER * variance
+            cost += to_nats * math.log1p(distance_across / FREEDOM)
+            inliers += distance_across < INLIER
             if iteration == steps:
                 continue
-            # a nearer point is the better witness of the translation's direction
-            near = nearness[i] + depth_spread * hidden * off_along / variance_along
             flow_u = (-fx * u * v, fx * (1.0 + u * u), -fx * v)
             flow_v = (-fy * (1.0 + v * v), fy * u * v, fy * u)
             for d in range(3):
                 across[d] = along_u * flow_v[d] - along_v * flow_u[d]
                 along[d] = along_u * flow_u[d] + along_v * flow_v[d]
-            across[3], across[4] = -along_v * fx * near, along_u * fy * near
-            across[5] = (along_v * fx * u - along_u * fy * v) * near
-            along[3], along[4] = along_u * fx * nearness[i], along_v * fy * nearness[i]
-            along[5] = -(along_u * fx * u + along_v * fy * v) * nearness[i]
+            # a point that shows to be nearer is the better witness of the direction
+            nearer = near + depth_spread * hidden * off_along / variance_along
+            across[3], across[4] = -along_v * fx * nearer, along_u * fy * nearer
+            across[5] = (along_v * fx * u - along_u * fy * v) * nearer
+            along[3], along[4] = along_u * fx * near, along_v * fy * near
+            along[5] = -(along_u * fx * u + along_v * fy * v) * near
+            along[6], along[7] = way * x, way * y
             weight = 1.0 / (POINTS_PER_WITNESS * (1.0 + distance / FREEDOM))
             weight_across, weight_along = weight / variance, weight / variance_along
-            for a in range(6):
+            for a in range(UNKNOWNS):
                 vector[a] += weight_across * off_across * across[a] \
                     + weight_along * off_along * along[a]
                 for b in range(a + 1):
@@ -256,21 +307,22 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, camera, start,
                         + weight_along * along[a] * along[b]
         if iteration == steps:
             break
-        for a in range(6):
+        for a in range(UNKNOWNS):
             for b in range(a):
                 information[b, a] = information[a, b]
-            information[a, a] += WEAK_PRIOR
+            prior = WEAK_PRIOR
             if a >= 3:
-                information[a, a] += 1.0 / WAY_SPREAD ** 2
-                vector[a] -= motion[a] / WAY_SPREAD ** 2
+                prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread) ** 2
+            information[a, a] += prior
+            vector[a] -= prior * unknowns[a] if a >= 3 else 0.0
         invert(information)
-        for a in range(6):
-            step[a] = dot(information[a], vector)
+        covariance[:] = information
+        for a in range(UNKNOWNS):
+            step[a] = dot(covariance[a], vector)
         turn = composed(quaternion_of(step[0], step[1], step[2]), turn)
-        covariance = information.copy()
-        for d in range(3):
-            motion[3 + d] += step[3 + d]
+        for a in range(3, UNKNOWNS):
+            unknowns[a] += step[a]
     scale = vector_scale(turn)
     for d in range(3):
-        motion[d] = scale * turn[1 + d]
-    return motion, covariance, cost, distances, inliers / count
+        unknowns[d] = scale * turn[1 + d]
+    return unknowns, covariance, cost, residuals, inliers / count

@@ -25,11 +25,16 @@ SUPERSAMPLING = 2
 """Rays per pixel and image axis, unless told otherwise."""
 
 
+MOTIONS = {'shake': Trajectory.hand_shake, 'glide': Trajectory.glide}
+
+
 @dataclass(frozen=True)
 class RecordingConfig:
     """A simulated recording: camera, sensor noise, gyroscope."""
 
     seed: int = setting(0, 'seed of room, motion and noise', low=0)
+    motion: str = setting('shake', 'of a hand that shakes the camera, or of a robot that glides',
+                          one_of=tuple(MOTIONS))
     duration: float = setting(10.0, 'length of the recording', unit='s', low=0.5, high=3600.0)
     frame_rate: float = setting(30.0, 'images per second', unit='Hz', low=1.0, high=240.0)
     exposure_time: float = setting(0.01, 'exposure time', unit='s', low=1e-5, high=0.1)
@@ -178,12 +183,12 @@ def write_recording(config: RecordingConfig, folder: Path) -> Trajectory:
     """
     rng = np.random.default_rng(config.seed)
     bias = config.gyro_bias * rng.standard_normal(3)
-    with SequenceFolder(folder, 'simulated room and hand shake', {
+    with SequenceFolder(folder, 'simulated room', {
             'settings': dataclasses.asdict(config), 'gyro_bias_rad_s': bias.tolist(),
             'readout_time_s': config.readout_time,
             }) as sequence:
         room = Room(config.seed)
-        trajectory = Trajectory.hand_shake(config.seed, config.duration)
+        trajectory = MOTIONS[config.motion](config.seed, config.duration)
         period_s = 1 / config.frame_rate
         margin_s = max(period_s, config.exposure_time + config.readout_time) / 2
         mids_s = np.arange(margin_s, config.duration - margin_s + 1e-9, period_s)

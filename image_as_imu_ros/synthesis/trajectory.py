@@ -98,6 +98,19 @@ class Trajectory:
             tremor_m=Oscillation.random(rng, (0.01, 0.01, 0.01), (0.3, 3.0)),
             rest_period_s=4.0)
 
+    @classmethod
+    def glide(cls, seed: int, duration_s: float) -> Trajectory:
+        """
+        Draw the motion of a robot in a room: slow turns, of some 0.3 rad/s, at a walker's pace.
+
+        It stays within a metre of where it begins, and looks in any direction at first.
+        """
+        rng = np.random.default_rng(seed)
+        return cls(
+            Oscillation.random(rng, (0.15, 0.25, 0.12), (0.15, 1.2)), duration_s,
+            tremor_m=Oscillation.random(rng, (0.3, 0.2, 0.3), (0.1, 0.45)),
+            start=Rotation.from_euler('y', rng.uniform(-np.pi, np.pi)))
+
     def angular_velocity_rad_s(self, time_s: np.ndarray) -> np.ndarray:
         """Angular velocity at times (N,), camera axes, (N, 3)."""
         shake = self._shake.value(time_s)
