@@ -48,11 +48,12 @@ LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
 MAX_GAP_LOSS = 0.75
 """Most by which a scene that moves against the shutter shortens the gap, relative to it."""
+ANCHOR_STD_RAD_S = 1.0
+"""Of the bands' mean rate about the whole frame's."""
 START_STD_RAD_S = 2.5
 """Of the first band's rate about the whole frame's, where that has a sign."""
-AWAY = 2.0
-"""Bands that are so many times further from the frame's rate than from its reverse have the wrong
-sign."""
+ASTRAY = 1.5
+"""Bands that are further from the frame's rate than that, relative to it, begin anew."""
 START_ACCELERATION_RAD_S2 = 200.0
 ACCELERATION_PER_RATE = 35.0
 MEMORY_FRAMES = 4.0
@@ -236,9 +237,11 @@ class BandEstimator:
             informed.append(aligned or margin >= RESOLVED_MARGIN)
             angles.append(self._filter.copy(0))
             rates.append(self._filter.copy(3))
-        if not begins and self._faces_away(rates, estimate):
+        if not begins and self._is_astray(rates, estimate):
             self.reset()
             return self.join(previous, observation, current, estimate, gain, predicts)
+        if estimate.status is EstimateStatus.OK:
+            self._anchor(rates, estimate)
         estimates = tuple(
             self._read_out(estimate, band, rates[band], frame.stamp_ns + round(
                 (times_s[band] - stamp_s) * 1e9), margins[band], informed[band], predicts)
@@ -254,14 +257,21 @@ class BandEstimator:
         self._begun |= any(informed)
         return estimates if self._begun else ()
 
-    def _faces_away(self, rates: list[int], estimate: MotionEstimate) -> bool:
-        """Whether the bands in the middle follow the reverse of what the whole frame tells."""
+    def _anchor(self, rates: list[int], estimate: MotionEstimate) -> None:
+        """Let the mean of the bands be near the whole frame's rate."""
+        state = np.eye(len(self._filter.mean))
+        matrix = np.mean([state[start:start + 3] for start in rates], axis=0)
+        self._filter.update(matrix, estimate.angular_velocity_rad_s,
+                            estimate.covariance[3:, 3:] + ANCHOR_STD_RAD_S ** 2 * np.eye(3))
+
+    def _is_astray(self, rates: list[int], estimate: MotionEstimate) -> bool:
+        """Whether the bands in the middle tell another motion than the whole frame."""
         middle = np.mean([self._filter.mean[start:start + 3] for start in (
             rates[(self._count - 1) // 2], rates[self._count // 2])], axis=0)
         whole = estimate.angular_velocity_rad_s
-        fast = np.linalg.norm(whole) > BlurGain.MIN_RATE_RAD_S
-        return estimate.status is EstimateStatus.OK and bool(
-            fast and np.linalg.norm(middle - whole) > AWAY * np.linalg.norm(middle + whole))
+        speed = float(np.linalg.norm(whole))
+        return (estimate.status is EstimateStatus.OK and speed > BlurGain.MIN_RATE_RAD_S
+                and float(np.linalg.norm(middle - whole)) > ASTRAY * speed)
 
     def _read_out(self, estimate: MotionEstimate, band: int, start: int, stamp_ns: int,
                   margin: float, informed: bool, predicts: bool) -> MotionEstimate:
