@@ -37,7 +37,7 @@ QUALITY = 0.003
 FAIR_QUALITY = 0.05
 """That of a point that is taken for half as sure as the best ones."""
 APART_PX = 10
-WINDOW_PX = 15
+WINDOW_PX = 13
 LEVELS = 1
 """Of the pyramid in which points are tracked, beyond the image itself."""
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 8, 0.03)
@@ -58,9 +58,9 @@ POINTS_PER_WITNESS = 6.0
 """Windows of neighbouring points overlap: so many count as one independent witness."""
 INLIER = 9.0
 """Squared standard deviations up to which a point counts as an inlier."""
-SEARCH = ((4, 4), (4, 2), (4, 1))
+SEARCH = ((3, 3), (3, 1))
 """Steps from each start, and starts kept."""
-ROUNDS, ROUND_STEPS = 3, 3
+ROUNDS, ROUND_STEPS = 3, 2
 """Rounds of steps at last, each with noise and spread of depths as they show."""
 WAY_SPREAD = 0.02
 """Standard deviation of the translation over the depth that is expected, about none."""
