@@ -29,6 +29,10 @@ TWIST = np.r_[RATE, 18:21]
 NOTHING = np.zeros((6, 6))
 DISTANCE_SHARE = 1.03
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
+USUAL_DISTANCE = 0.25
+"""Mean square of how far a turn is off, in standard deviations, where a hand shakes the camera."""
+MOST_SURPRISE, LEAST_UNREST, MEMORY_UNREST = 6.0, 0.03, 20
+"""Most that a turn counts, in units of that; least share of such shaking; turns remembered."""
 PRIOR_MEASURED, MEMORY_MEASURED = 15, 30
 """Motions that the first idea of the distance counts as, and that are remembered."""
 
@@ -175,7 +179,8 @@ class MotionFilter:
     derivative, the steady rate about which it shakes, the rate at the last image, and then the
     velocity over the depth of the scene beside that of the lever arm, and its integral since the
     last image, three numbers each. The shaking resembles itself over LENGTH_S; its size is in
-    proportion to the rates, recent and present, as that of hand and body, and that of the
+    proportion to the rates, recent and present, as that of hand and body, or less, where turns
+    turn out as expected for long, as those of a robot do; and that of the
     velocity, which fades over VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process), to the recent
     ones. Axes are those of the camera.
 
@@ -205,6 +210,7 @@ class MotionFilter:
         self.covariance = of_each_axis(spread) * self.INITIAL_RATE_RAD_S ** 2 / 2.0
         self._prediction: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._shaking_noise = np.zeros_like(self.covariance)
+        self._unrest = 1.0
         self._distance, self._measured = 1.0 / DISTANCE_SHARE, PRIOR_MEASURED
 
     @property
@@ -274,7 +280,7 @@ class MotionFilter:
         transition[:5, 1:5] = step[:, 1:]
         transition[5, 1] = 1.0
         shaking_noise[:5, :5] = step_noise
-        noise = shaking_noise * ((self.SPREAD_PER_RATE * self.recent_rate) ** 2
+        noise = shaking_noise * (self._unrest * (self.SPREAD_PER_RATE * self.recent_rate) ** 2
                                  + self.SPREAD_FLOOR_RAD_S ** 2)
         transition[6:, 6], noise[6:, 6:] = fading(elapsed_s, self.VELOCITY_LENGTH_S)
         noise[6:, 6:] *= self._velocity_variance
@@ -291,9 +297,24 @@ class MotionFilter:
         :param rate: (3,) rad/s; to be told after `predict` and before the first update
         """
         more = 0.5 * (rate @ rate / 3.0 - self.recent_rate ** 2)
+        more *= 1.0 if more > 0.0 else self._unrest
         self.covariance = (self.covariance
                            + self._shaking_noise * (self.SPREAD_PER_RATE ** 2 * more))
         self._prediction = self._prediction[0], self.mean, self.covariance
+
+    def see_turn(self, turn: np.ndarray, covariance: np.ndarray) -> None:
+        """
+        Let an aligned turn tell whether the camera shakes as much as its rate lets expect.
+
+        A robot's motion is smoother than that of a hand. To be told before the turn is taken in.
+
+        :param turn, covariance: (3,), (3, 3), since the last image
+        """
+        expected, matrix = self.moved[:3], self._matrix(MOVED)[:3]
+        distance = mahalanobis(turn - expected, matrix @ self.covariance @ matrix.T + covariance)
+        surprise = min(distance / (3.0 * USUAL_DISTANCE), MOST_SURPRISE)
+        self._unrest = float(np.clip(self._unrest * np.exp((surprise - 1.0) / MEMORY_UNREST),
+                                     LEAST_UNREST, 1.0))
 
     @property
     def step(self) -> FilterStep:

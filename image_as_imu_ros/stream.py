@@ -321,6 +321,7 @@ class StreamEstimator:
         unmodelled = np.diag(np.repeat([unmodelled_turn(turn), UNMODELLED_WAY ** 2 * (way @ way)],
                                        3))
         told = without_prior(alignment.motion, alignment.covariance, alignment.translation_spread)
+        self._filter.see_turn(turn, alignment.covariance[:3, :3] + unmodelled[:3, :3])
         self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
         self._filter.update_motion(MOVED, *told, unmodelled)
 

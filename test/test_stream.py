@@ -308,6 +308,27 @@ def test_sudden_motion_is_followed_at_once():
     np.testing.assert_allclose(motion_filter.rate, rate, atol=2.0)
 
 
+def test_smooth_motion_is_expected_to_stay_smooth_until_it_does_not():
+    motion_filter, noise = MotionFilter(), 1e-8 * np.eye(3)
+    deviations, errors = [], []
+    for frame in range(160):
+        # a robot that turns slowly to and fro; from frame 120 on somebody shakes it
+        rate, ahead = (0.3 * np.sin(2.0 * time_s) + (frame >= 120) * 5.0 * np.sin(25.0 * time_s)
+                       for time_s in ((frame + 1) / 30.0, (frame + 0.5) / 30.0))
+        motion_filter.predict(1 / 30)
+        turn = np.array([0.0, ahead / 30.0, 0.0])
+        motion_filter.see_turn(turn, noise)
+        motion_filter.see_shaking(30.0 * turn)
+        motion_filter.update(slice(0, 3), turn, noise)
+        motion_filter.remember(1 / 30)
+        deviations.append(np.sqrt(motion_filter.rate_covariance[1, 1]))
+        errors.append(abs(motion_filter.rate[1] - rate))
+    late, shaken = slice(90, 120), slice(123, 160)
+    assert np.mean(deviations[late]) < 0.5 * np.mean(deviations[20:30])
+    assert np.mean(np.square(np.array(errors)[late] / np.array(deviations)[late])) < 2.0
+    assert np.mean(np.square(np.array(errors)[shaken] / np.array(deviations)[shaken])) < 4.0
+
+
 def test_gain_takes_one_observation_by_its_variance():
     gain = BlurGain()
     gain.observe(np.array([0.0, 4.4, 0.0]), np.array([0.0, 4.0, 0.0]))
