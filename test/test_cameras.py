@@ -17,8 +17,9 @@ from image_as_imu_ros.msg import MotionEstimate
 from lifecycle_msgs.msg import Transition
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
+from spinning import Spinner
 from std_msgs.msg import Header
-from test_node import DEADLINE_S, FRAME_ID, Rig, Spinner, activate, vector
+from test_node import DEADLINE_S, FRAME_ID, Rig, activate, vector
 
 from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.ros.camera_metadata import MESSAGE_SOURCES, is_rectified, v4l2_exposure_s

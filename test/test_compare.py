@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,10 +14,10 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Vector3Stamped
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Imu
+from spinning import Spinner
 
 from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.ros.compare import ImuCompare
@@ -53,15 +52,7 @@ class Rig:
             Vector3Stamped, 'imu_compare/error_std', self.deviations.append, quality)
         self.peer.create_subscription(
             DiagnosticArray, '/diagnostics', lambda msg: self.statuses.extend(msg.status), quality)
-        self._threads = []
-        self._executors = []
-        for node in (self.node, self.peer):
-            executor = SingleThreadedExecutor(context=self.context)
-            executor.add_node(node)
-            thread = threading.Thread(target=executor.spin)
-            thread.start()
-            self._executors.append(executor)
-            self._threads.append(thread)
+        self._spinners = [Spinner(node, self.context) for node in (self.node, self.peer)]
         self.wait(lambda: self.imu.get_subscription_count()
                   and self.visual.get_subscription_count()
                   and self.node.count_subscribers('/imu_compare/error'))
@@ -75,10 +66,8 @@ class Rig:
 
     def close(self) -> None:
         """End both."""
-        for executor in self._executors:
-            executor.shutdown()
-        for thread in self._threads:
-            thread.join()
+        for spinner in self._spinners:
+            spinner.stop()
         self.node.destroy_node()
         self.peer.destroy_node()
         self.context.try_shutdown()

@@ -32,7 +32,6 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import (
@@ -43,6 +42,7 @@ from rclpy.qos import (
 )
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
+from spinning import Spinner
 
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.estimator import VisualGyroscope
@@ -182,20 +182,6 @@ class Peer(Node):
         self.wait(lambda: len(self.received['motion']) > answers, 'an answer on ~/motion',
                   deadline_s)
         return self.received['motion'][-1]
-
-
-class Spinner:
-    """Spins a node in a thread of its own until it is stopped."""
-
-    def __init__(self, node: Node, context: Context) -> None:
-        self._executor = SingleThreadedExecutor(context=context)
-        self._executor.add_node(node)
-        self._thread = threading.Thread(target=self._executor.spin)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._executor.shutdown()
-        self._thread.join()
 
 
 class Rig:

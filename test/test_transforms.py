@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -17,10 +16,10 @@ pytest.importorskip('rclpy')
 import rclpy
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from scipy.spatial.transform import Rotation
+from spinning import Spinner
 
 from image_as_imu_ros.config import NodeConfig
 from image_as_imu_ros.errors import ConfigError, SynchronizationError
@@ -209,13 +208,9 @@ def node() -> Iterator[Node]:
     context = Context()
     rclpy.init(context=context, domain_id=101 + os.getpid() % 100)
     node = rclpy.create_node('transforms_under_test', context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin)
-    thread.start()
+    spinner = Spinner(node, context)
     yield node
-    executor.shutdown()
-    thread.join()
+    spinner.stop()
     context.shutdown()
 
 

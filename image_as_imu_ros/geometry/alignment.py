@@ -157,6 +157,7 @@ def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarra
 
     :param image: (h, w) float32
     :param motion: (6,), either sign gives the same; None: there is none
+    :param step_px: as of `blurred_along`
     """
     return image if motion is None else blurred_along(image, intrinsics, motion, step_px)[0]
 
