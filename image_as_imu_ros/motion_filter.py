@@ -243,8 +243,13 @@ class MotionFilter:
     @property
     def expected_motion(self) -> tuple[np.ndarray, np.ndarray]:
         """`moved`, (6,), and its inverse covariance, (6, 6)."""
+        return self.moved, np.linalg.inv(self._moved_covariance)
+
+    @property
+    def _moved_covariance(self) -> np.ndarray:
+        """Of `moved`, (6, 6)."""
         matrix = self._matrix(MOVED)
-        return self.moved, np.linalg.inv(matrix @ self.covariance @ matrix.T)
+        return matrix @ self.covariance @ matrix.T
 
     @property
     def twist_matrix(self) -> np.ndarray:
@@ -310,8 +315,8 @@ class MotionFilter:
 
         :param turn, covariance: (3,), (3, 3), since the last image
         """
-        expected, matrix = self.moved[:3], self._matrix(MOVED)[:3]
-        distance = mahalanobis(turn - expected, matrix @ self.covariance @ matrix.T + covariance)
+        distance = mahalanobis(turn - self.moved[:3],
+                               self._moved_covariance[:3, :3] + covariance)
         surprise = min(distance / (3.0 * USUAL_DISTANCE), MOST_SURPRISE)
         self._unrest = float(np.clip(self._unrest * np.exp((surprise - 1.0) / MEMORY_UNREST),
                                      LEAST_UNREST, 1.0))

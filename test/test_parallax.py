@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from image_as_imu_ros.geometry.parallax import (
-    AXES_WAY,
     DEPTH_SPREAD,
     NOTHING_EXPECTED,
     match_points,
     motion_of_points,
     refined_by_points,
+    starts_about,
 )
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -40,10 +40,8 @@ def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0, slop
 
 
 def found(later, earlier, guess, depth_spread=DEPTH_SPREAD, expected=NOTHING_EXPECTED):
-    starts = np.tile(guess, (7, 1))
-    starts[1:, 3:] = 0.01 * np.concatenate([AXES_WAY, -AXES_WAY])
     return motion_of_points(later, earlier, np.ones(len(later)), np.ones(len(later)),
-                            depth_spread, CAMERA.matrix, starts, *expected)
+                            depth_spread, CAMERA.matrix, starts_about(guess, 0.01), *expected)
 
 
 WAYS = [(0.02, 0.0, 0.0), (0.0, -0.015, 0.004), (0.004, 0.004, 0.03), (0.0, 0.0, 0.0)]

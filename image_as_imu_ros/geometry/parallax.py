@@ -18,6 +18,7 @@ import numpy as np
 from image_as_imu_ros.compiled import compiled
 from image_as_imu_ros.geometry.photometric import (
     WEAK_PRIOR,
+    deviation,
     homography_of,
     magnitude_of_rank,
 )
@@ -112,12 +113,22 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         to_cells = columns / later.shape[1], rows / later.shape[0]
         column, row = (matches.at_later * to_cells).astype(int).T
         near, depth_spread = nearness[row, column].astype(float), MEASURED_DEPTH_SPREAD
-    # the likelihood has several hills: also begin with translations along the axes
     way = max(float(np.linalg.norm(motion[3:])), float(np.median(matches.off_px)) / camera[0, 0])
+    return PointMotion(*motion_of_points(
+        matches.at_later, matches.at_earlier, matches.doubt, near, depth_spread, camera,
+        starts_about(motion, way), *expected))
+
+
+def starts_about(motion: np.ndarray, way: float) -> np.ndarray:
+    """
+    Motions to begin from, (7, 6), as the likelihood has several hills.
+
+    :param motion: (6,), the first of them; the others translate along the axes instead
+    :param way: length of those translations over the mean depth
+    """
     starts = np.tile(motion, (1 + 2 * len(AXES_WAY), 1))
     starts[1:, 3:] = way * np.concatenate([AXES_WAY, -AXES_WAY])
-    return PointMotion(*motion_of_points(matches.at_later, matches.at_earlier, matches.doubt, near,
-                                         depth_spread, camera, starts, *expected))
+    return starts
 
 
 class Matches(NamedTuple):
@@ -215,16 +226,15 @@ def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.nda
 @compiled
 def _noise_of(residuals):
     """Noise of a point, px, by the residuals of `_stepped`."""
-    noise = 1.4826 * magnitude_of_rank(residuals[0], residuals.shape[1] // 2)
+    noise = deviation(residuals[0], residuals.shape[1])
     return min(max(noise, LEAST_NOISE_PX), MOST_NOISE_PX)
 
 
 @compiled
 def _spread_of(residuals, noise, most):
     """Spread of the nearness by the residuals of `_stepped`, where it moves points visibly."""
-    middle = residuals.shape[1] // 2
-    off, way = 1.4826 * magnitude_of_rank(residuals[1], middle), magnitude_of_rank(residuals[2],
-                                                                                   middle)
+    count = residuals.shape[1]
+    off, way = deviation(residuals[1], count), magnitude_of_rank(residuals[2], count // 2)
     if way * most < VISIBLE * noise:
         return most
     spread = math.sqrt(max(off * off - noise * noise, 0.0)) / way
@@ -310,11 +320,12 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
         for a in range(UNKNOWNS):
             for b in range(a):
                 information[b, a] = information[a, b]
-            prior = WEAK_PRIOR
-            if a >= 3:
+            if a < 3:
+                information[a, a] += WEAK_PRIOR
+            else:
                 prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread) ** 2
-            information[a, a] += prior
-            vector[a] -= prior * unknowns[a] if a >= 3 else 0.0
+                information[a, a] += prior
+                vector[a] -= prior * unknowns[a]
         invert(information)
         covariance[:] = information
         for a in range(UNKNOWNS):

@@ -315,6 +315,17 @@ def magnitude_of_rank(magnitudes: np.ndarray, rank: int) -> float:
 
 
 @compiled
+def deviation(magnitudes: np.ndarray, count: int) -> float:
+    """
+    Standard deviation by the median, which outliers hardly move.
+
+    :param magnitudes: (N,) float32, of deviations; negative ones do not count
+    :param count: of those that do
+    """
+    return 1.4826 * magnitude_of_rank(magnitudes, count // 2)
+
+
+@compiled
 def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndarray, count: int,
                   least_noise: float) -> tuple[np.ndarray, np.ndarray, int]:
     """
@@ -328,7 +339,7 @@ def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndar
     :param least_noise: the standard deviation of residuals is at least so much
     :returns: information (6, 6), vector (6,), and the number of inliers
     """
-    noise = 1.4826 * magnitude_of_rank(magnitude, count // 2) + least_noise
+    noise = deviation(magnitude, count) + least_noise
     scale = np.float32(1.0 / (OUTLIER * noise) ** 2)
     full = np.float32(1.0 / (PIXELS_PER_WITNESS * noise ** 2))
     weight, weighted = np.empty(len(residual), np.float32), np.empty(len(residual), np.float32)
