@@ -16,7 +16,7 @@ class LeverArm:
     the depth of the scene. Recursive least squares that forget; r is 0 until something is learnt.
     """
 
-    STD = 0.1
+    STD = 0.3
     """Of r over the depth, before anything is learnt."""
     KEPT = 0.995
     """Share of what was learnt that an image later still counts."""

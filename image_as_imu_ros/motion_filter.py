@@ -20,6 +20,8 @@ GATE = 50.0
 """Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
 RATE = slice(3, 6)
 """Where the rate is in the state of `MotionFilter`."""
+DERIVATIVES = slice(6, 12)
+"""Where the first and the second derivative of the rate are."""
 TWO_RATES = np.r_[15:18, RATE]
 """The rates at the last image and now."""
 MOVED = np.r_[0:3, 21:24]
@@ -193,7 +195,7 @@ class MotionFilter:
     DRIFT = 1.0
     VELOCITY_LENGTH_S = 0.2
     VELOCITY_PER_RATE = 0.1
-    VELOCITY_FLOOR = 0.05
+    VELOCITY_FLOOR = 0.1
     INITIAL_RATE_RAD_S = 5.0
     MEMORY_S = 0.3
 
@@ -229,6 +231,11 @@ class MotionFilter:
     def rate(self) -> np.ndarray:
         """Angular velocity now, (3,) rad/s."""
         return self.mean[RATE]
+
+    @property
+    def derivatives(self) -> np.ndarray:
+        """Angular velocity now, rad/s, and its first and second derivative, (3, 3)."""
+        return self.mean[RATE.start:DERIVATIVES.stop].reshape(3, 3)
 
     @property
     def rate_covariance(self) -> np.ndarray:
@@ -339,15 +346,18 @@ class MotionFilter:
         self._take_in(np.eye(len(self.mean))[entries], value, covariance)
 
     def update_motion(self, entries: np.ndarray, vector: np.ndarray, information: np.ndarray,
-                      unmodelled: np.ndarray = NOTHING) -> None:
+                      unmodelled: np.ndarray = NOTHING, response: np.ndarray = NOTHING) -> None:
         """
         Take in a rotation and translation.
 
         :param entries: MOVED or TWIST
         :param vector, information: (6,), (6, 6), as `without_prior` makes them
         :param unmodelled: (6, 6), covariance of errors that neither the images nor the prior have
+        :param response: (6, 6), how it depends on the first and second derivative of the rate
         """
-        distance = self._update_told(self._matrix(entries), vector, information, unmodelled)
+        matrix = self._matrix(entries)
+        matrix[:, DERIVATIVES] += response
+        distance = self._update_told(matrix, vector, information, unmodelled)
         self._distance += (distance - self._distance) / min(self._measured + 1, MEMORY_MEASURED)
         self._measured += 1
 

@@ -27,6 +27,7 @@ from image_as_imu_ros.motion_filter import (
     singer,
     updated,
 )
+from image_as_imu_ros.row_motion import row_offset_s
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
 REDUCTIONS = (4, 2)
@@ -46,8 +47,6 @@ ALIGNMENT_SCALE_STD = 0.03
 """The same, relative to the turn: depths differ, and translation looks like rotation."""
 LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
-MAX_GAP_LOSS = 0.75
-"""Most by which a scene that moves against the shutter shortens the gap, relative to it."""
 ANCHOR_STD_RAD_S = 1.0
 """Of the bands' mean rate about the whole frame's."""
 START_STD_RAD_S = 2.5
@@ -58,30 +57,6 @@ START_ACCELERATION_RAD_S2 = 200.0
 ACCELERATION_PER_RATE = 35.0
 MEMORY_FRAMES = 4.0
 """Frames over which the size of the acceleration is remembered."""
-
-
-def row_offset_s(rows_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Frame) -> np.ndarray:
-    """
-    When rows of a reduced image were exposed, from the frame's stamp on.
-
-    :param rows_px: of an image with the given intrinsics, undistorted
-    :returns: s, of the same shape
-    """
-    source = frame.intrinsics
-    rows = source.cy_px + (rows_px - intrinsics.cy_px) * source.fy_px / intrinsics.fy_px
-    return frame.readout_time_s * ((rows + 0.5) / source.height_px - 0.5)
-
-
-def effective_gap_s(turn: np.ndarray, gap_s: float, frame: Frame) -> float:
-    """
-    Time over which a scene turned that was exposed by other rows in the second image.
-
-    :param turn: (3,) rad, from one image to the next
-    :param gap_s: between the same row of both images
-    """
-    rows = float(turn[0]) * frame.intrinsics.fy_px
-    shift_s = frame.readout_time_s * rows / frame.intrinsics.height_px
-    return gap_s + max(shift_s, -MAX_GAP_LOSS * gap_s)  # images that match overlap
 
 
 class BandFilter:

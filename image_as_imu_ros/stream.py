@@ -8,7 +8,9 @@ sign of the blur is the one that the filter finds likelier.
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,11 +25,13 @@ from image_as_imu_ros.estimator import (
 )
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
+from image_as_imu_ros.geometry.parallax import Matches
 from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
 from image_as_imu_ros.lever_arm import LeverArm
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     MOVED,
+    NOTHING,
     RATE,
     RESOLVED_MARGIN,
     TWIST,
@@ -36,13 +40,14 @@ from image_as_imu_ros.motion_filter import (
     MotionFilter,
     without_prior,
 )
-from image_as_imu_ros.rolling_shutter import BandEstimator, effective_gap_s
+from image_as_imu_ros.rolling_shutter import BandEstimator
+from image_as_imu_ros.row_motion import RowTrust, blur_response, effective_gap_s, straightened
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
 UNMODELLED_TURN, UNMODELLED_TURN_RAD = 0.015, 0.0005
-UNMODELLED_WAY = 0.3
+UNMODELLED_WAY = 0.2
 """Error of an aligned rotation and translation, relative to each, and at least so much."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
@@ -110,6 +115,8 @@ class StreamEstimator:
         self._aligner: PairAligner | None = None
         self._comparison: RelativeBlurSolver | None = None
         self._filter = MotionFilter(self._lever)
+        self._past_derivatives = np.zeros((3, 3))
+        self._row_trust = RowTrust()
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
     @property
@@ -176,12 +183,17 @@ class StreamEstimator:
                   'fuse': 1e3 * (time.perf_counter() - aligned)}
         estimate = self._with_exposure(replace(estimate, timing_ms=timing))
         self.bands = ()
-        if self.config.subframe_rates > 1 and frame.readout_time_s > 0.0:
+        if self._has_bands(frame):
             self.bands = self._band_estimator.join(
                 previous, observation, measurement, estimate, self._gain,
                 predicts=self.config.unresolved_sign != 'drop')
         self._previous, self.alignment = measurement, alignment
+        self._past_derivatives = self._filter.derivatives
         return estimate
+
+    def _has_bands(self, frame: Frame) -> bool:
+        """Whether a frame's bands of rows are estimated one by one."""
+        return self.config.subframe_rates > 1 and frame.readout_time_s > 0.0
 
     def _learn_gain(self) -> None:
         """Compare the blurs of three frames with the turn between them, by Simpson's rule."""
@@ -238,12 +250,36 @@ class StreamEstimator:
             for motion in self._unsigned_motion(measurement):
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
-                                        seeds, current.nearness, self._filter.expected_motion)
+                                        seeds, current.nearness, self._filter.expected_motion,
+                                        self._straightener(previous, current))
         if alignment is None or alignment.similarity < MIN_SIMILARITY:
             return None
+        if alignment.straightened is not None:
+            self._row_trust.judge(*(each.covariance[:3, :3]
+                                    for each in (alignment, alignment.straightened)))
+            if self._row_trust:
+                return alignment.straightened
         turn, way = np.split(alignment.motion, 2)
         turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, current.frame))
         return replace(alignment, motion=np.concatenate([turn, way]))
+
+    def _straightener(self, previous: BlurMeasurement,
+                      current: BlurMeasurement) -> Callable[[Matches], Matches] | None:
+        """What moves points to where all rows exposed at once would show them, if it matters."""
+        if not current.frame.readout_time_s or self._has_bands(current.frame):
+            return None
+        ahead = copy.copy(self._filter)
+        for motion in self._unsigned_motion(current):
+            side = np.copysign(1.0, motion[:3] @ ahead.rate)
+            self._update_by_blur(ahead, current, side * motion[:3])
+        before, now = self._past_derivatives, ahead.derivatives
+
+        def straighten(matches: Matches) -> Matches:
+            return matches._replace(
+                at_earlier=straightened(matches.at_earlier, current.intrinsics, previous.frame,
+                                        before),
+                at_later=straightened(matches.at_later, current.intrinsics, current.frame, now))
+        return straighten
 
     def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:
         """Rotation and translation in a second, (6,), up to their sign, where a blur tells it."""
@@ -272,7 +308,7 @@ class StreamEstimator:
                 estimate, blur_rate = estimate.negated(), -blur_rate
         resolved = margin >= RESOLVED_MARGIN
         if resolved:
-            self._update_by_blur(measurement, estimate.angular_velocity_rad_s)
+            self._update_by_blur(self._filter, measurement, estimate.angular_velocity_rad_s)
             if alignment is not None:
                 self._gain_history = [*history[-2:], (blur_rate, alignment.motion[:3], elapsed_s)]
                 self._learn_gain()
@@ -325,15 +361,18 @@ class StreamEstimator:
         self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
         self._filter.update_motion(MOVED, *told, unmodelled)
 
-    def _update_by_blur(self, measurement: BlurMeasurement, rate: np.ndarray) -> None:
-        """Take in a blur, on the side of a rate, (3,)."""
+    def _update_by_blur(self, motion_filter: MotionFilter, measurement: BlurMeasurement,
+                        rate: np.ndarray) -> None:
+        """Have a filter take in a blur, on the side of a rate, (3,)."""
         solution = measurement.solution
         to_twist = 1.0 / (measurement.frame.exposure_time_s * self._gain.value)
         twist = np.copysign(to_twist, solution.motion[:3] @ rate) * solution.motion
-        self._filter.update_motion(TWIST, *without_prior(
+        response = blur_response(measurement.intrinsics, measurement.frame) \
+            if self._row_trust else NOTHING
+        motion_filter.update_motion(TWIST, *without_prior(
             twist,
             to_twist ** 2 * solution.covariance + self._gain.variance * np.outer(twist, twist),
-            to_twist ** 2 * solution.translation_spread))
+            to_twist ** 2 * solution.translation_spread), response=response)
 
 
 def unmodelled_turn(turn: np.ndarray) -> float:

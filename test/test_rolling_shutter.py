@@ -11,7 +11,7 @@ from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.evaluation.metrics import coverage_95
 from image_as_imu_ros.model.architectures import Reference
 from image_as_imu_ros.model.reference import ReferenceNetwork
-from image_as_imu_ros.rolling_shutter import BandFilter, effective_gap_s, row_offset_s
+from image_as_imu_ros.rolling_shutter import BandFilter
 from image_as_imu_ros.stream import StreamEstimator
 from image_as_imu_ros.synthesis.room import Room, develop, expose
 from image_as_imu_ros.synthesis.trajectory import Oscillation, Trajectory
@@ -128,20 +128,6 @@ def test_bands_of_a_blank_image_promise_little(shaken, gyroscope):
     assert np.trace(stream.bands[-1].covariance[3:, 3:]) > before
 
 
-def test_known_readout_time_corrects_the_gap_between_images(room, gyroscope):
-    # a steady tilt: what moves down is exposed later in the second image
-    steady = Trajectory(Oscillation.constant((1.5, 0.0, 0.0)), duration_s=0.5)
-    speeds = {}
-    for told_s in (0.0, READOUT_S):
-        stream = StreamEstimator(gyroscope)
-        for frame in film(room, steady, 12, READOUT_S):  # until the filter has settled
-            estimate = stream.process(replace(
-                frame, readout_time_s=told_s, exposure_time_s=None))
-        speeds[told_s] = estimate.angular_velocity_rad_s[0]
-    assert abs(speeds[READOUT_S] - 1.5) < 0.5 * abs(speeds[0.0] - 1.5)
-    assert abs(speeds[READOUT_S] - 1.5) < 0.05
-
-
 def test_bands_do_with_an_exposure_that_is_estimated(shaken, gyroscope):
     _, frames, _, _ = shaken[0]
     stream = StreamEstimator(gyroscope, StreamConfig(subframe_rates=BANDS,
@@ -150,19 +136,6 @@ def test_bands_do_with_an_exposure_that_is_estimated(shaken, gyroscope):
         estimate = stream.process(replace(frame, exposure_time_s=None))
     assert {band.exposure_time_s for band in stream.bands} == {estimate.exposure_time_s}
     assert all(np.isfinite(band.angular_velocity_rad_s).all() for band in stream.bands)
-
-
-def test_rows_have_their_own_time_in_reduced_images():
-    frame = Frame(np.zeros((224, 320), np.uint8), 0, CAMERA, EXPOSURE_S, READOUT_S)
-    half = CAMERA.resized(160, 112)
-    ends = row_offset_s(np.array([-0.5, 55.5, 111.5]), half, frame)
-    np.testing.assert_allclose(ends, [-READOUT_S / 2, 0.0, READOUT_S / 2], atol=1e-12)
-
-
-def test_gap_grows_where_the_scene_moves_with_the_shutter():
-    frame = Frame(np.zeros((224, 320), np.uint8), 0, CAMERA, EXPOSURE_S, READOUT_S)
-    assert effective_gap_s(np.array([0.1, 0.3, 0.2]), PERIOD_S, frame) == pytest.approx(
-        PERIOD_S + 25.0 / 224.0 * READOUT_S)
 
 
 def test_band_filter_keeps_what_it_is_told_of_the_past():

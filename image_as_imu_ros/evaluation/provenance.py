@@ -20,8 +20,8 @@ from image_as_imu_ros.model.weights_files import SHIPPED
 PACKAGE = Path(__file__).resolve().parents[1]
 ESTIMATING_CODE = ('estimator.py', 'batches.py', 'compiled.py', 'devices.py', 'stream.py',
                    'motion_filter.py', 'lever_arm.py', 'smoothing.py', 'rolling_shutter.py',
-                   'types.py', 'image_decoding.py', 'geometry', 'model', 'evaluation/sources',
-                   'evaluation/estimation.py')
+                   'row_motion.py', 'types.py', 'image_decoding.py', 'geometry', 'model',
+                   'evaluation/sources', 'evaluation/estimation.py')
 """Files and folders of the package that estimates depend on."""
 
 _DISTRIBUTIONS = {'numpy': 'numpy', 'scipy': 'scipy', 'torch': 'torch', 'timm': 'timm',

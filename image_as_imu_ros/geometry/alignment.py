@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.geometry.parallax import NOTHING_EXPECTED, refined_by_points
+from image_as_imu_ros.geometry.parallax import NOTHING_EXPECTED, Matches, refined_by_points
 from image_as_imu_ros.geometry.photometric import (
     jacobian_at,
     mean_of_views,
@@ -54,6 +55,8 @@ class Alignment:
     inlier_share: float
     translation_spread: float
     """Variance of the translation that was expected, about none, before the images were seen."""
+    straightened: Alignment | None = None
+    """The same by points that were moved to where all rows exposed at once would show them."""
 
 
 class Level:
@@ -181,7 +184,8 @@ class PairAligner:
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
               seeds: list[np.ndarray],
               nearness: np.ndarray | None = None,
-              expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED) -> Alignment | None:
+              expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED,
+              straighten: Callable[[Matches], Matches] | None = None) -> Alignment | None:
         """
         Find the motion from the earlier to the later image.
 
@@ -190,6 +194,7 @@ class PairAligner:
         :param seeds: motions (6,) to start from
         :param nearness: as of `Level`, where the depth is known
         :param expected: motion and its inverse covariance, as of `refined_by_points`
+        :param straighten: of a rolling shutter, as of `refined_by_points`
         :returns: None if no start leads to a match
         """
         images = {1: (earlier, later)}
@@ -217,23 +222,25 @@ class PairAligner:
                     candidates.append(alignment.motion)
             candidates = candidates[:kept]
         return self._refined(found[0], earlier, later, earlier_blur, later_blur, nearness,
-                             expected)
+                             expected, straighten)
 
     def _refined(self, alignment: Alignment, earlier: np.ndarray, later: np.ndarray,
                  earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
                  nearness: np.ndarray | None,
-                 expected: tuple[np.ndarray, np.ndarray]) -> Alignment:
+                 expected: tuple[np.ndarray, np.ndarray],
+                 straighten: Callable[[Matches], Matches] | None) -> Alignment:
         """Improve an alignment by points of any depth, where there are enough."""
         alike = (with_blur(image, self._intrinsics, blur, POINTS_BLUR_STEP_PX)
                  for image, blur in ((earlier, later_blur), (later, earlier_blur)))
         found = refined_by_points(*alike, self._intrinsics.matrix, alignment.motion, nearness,
-                                  expected)
-        if found is None:
+                                  expected, straighten)
+        if not found:
             covariance = alignment.covariance.copy()
             turn = alignment.motion[:3]
             covariance[:3, :3] += ONE_DEPTH_ERROR ** 2 * (turn @ turn) * np.eye(3)
             return replace(alignment, covariance=covariance)
-        return replace(alignment, **found._asdict())
+        of_points = [replace(alignment, **each._asdict()) for each in found]
+        return replace(of_points[0], straightened=of_points[1] if straighten else None)
 
     def _template_seeds(self, scene: np.ndarray, view: np.ndarray) -> list[np.ndarray]:
         """Pans, with roll, under which the middle of the later image is found in the earlier."""

@@ -10,6 +10,7 @@ depth hides the rest, the less, the more the depths of points differ.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -88,7 +89,8 @@ class PointMotion(NamedTuple):
 def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray,
                       motion: np.ndarray, nearness: np.ndarray | None = None,
                       expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED,
-                      ) -> PointMotion | None:
+                      straighten: Callable[[Matches], Matches] | None = None,
+                      ) -> tuple[PointMotion, ...]:
     """
     Improve a motion that was found as if the scene lay at one depth.
 
@@ -101,11 +103,13 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
     :param expected: motion (6,) that was expected and its inverse covariance (6, 6), to choose
         between motions that explain the points alike, as two do where all lie on a plane; it has
         no part in the answer
-    :returns: None where too few points are found again
+    :param straighten: moves points to where all rows exposed at once would have shown them
+    :returns: the motion by the points as they are and, where they can be straightened, by those;
+        nothing where too few points are found again
     """
     matches = match_points(earlier, later, homography_of(camera, motion))
     if matches is None or len(matches.doubt) < MIN_POINTS:
-        return None
+        return ()
     if nearness is None:
         near, depth_spread = np.ones(len(matches.doubt)), DEPTH_SPREAD
     else:
@@ -114,9 +118,10 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         column, row = (matches.at_later * to_cells).astype(int).T
         near, depth_spread = nearness[row, column].astype(float), MEASURED_DEPTH_SPREAD
     way = max(float(np.linalg.norm(motion[3:])), float(np.median(matches.off_px)) / camera[0, 0])
-    return PointMotion(*motion_of_points(
-        matches.at_later, matches.at_earlier, matches.doubt, near, depth_spread, camera,
+    return tuple(PointMotion(*motion_of_points(
+        each.at_later, each.at_earlier, each.doubt, near, depth_spread, camera,
         starts_about(motion, way), *expected))
+        for each in (matches, *([] if straighten is None else [straighten(matches)])))
 
 
 def starts_about(motion: np.ndarray, way: float) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""
+What a rolling shutter, whose rows are exposed one after another, does to the motion of images.
+
+A camera that turns steadily is seen to turn for a longer or a shorter while between two images,
+and one whose rate changes turns by another angle in each row.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.types import CameraIntrinsics, Frame
+
+MAX_GAP_LOSS = 0.75
+"""Most by which a scene that moves against the shutter shortens the gap, relative to it."""
+STRIDE_PX = 8
+"""Between the pixels whose motion stands for that of the image."""
+MEMORY_IMAGES = 5
+LEAST_GAIN = 0.05
+"""By how much straightened points must be less noisy, of the logarithm."""
+MOST_GAIN = 1.0
+"""By how much one image tells it at most."""
+
+
+def row_offset_s(rows_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Frame) -> np.ndarray:
+    """
+    When rows of a reduced image were exposed, from the frame's stamp on.
+
+    :param rows_px: of an image with the given intrinsics, undistorted
+    :returns: s, of the same shape
+    """
+    return _offset_s(rows_px, intrinsics, frame.intrinsics, frame.readout_time_s)
+
+
+def _offset_s(rows_px: np.ndarray, intrinsics: CameraIntrinsics, source: CameraIntrinsics,
+              readout_time_s: float) -> np.ndarray:
+    rows = source.cy_px + (rows_px - intrinsics.cy_px) * source.fy_px / intrinsics.fy_px
+    return readout_time_s * ((rows + 0.5) / source.height_px - 0.5)
+
+
+def effective_gap_s(turn: np.ndarray, gap_s: float, frame: Frame) -> float:
+    """
+    Time over which a scene turned that was exposed by other rows in the second image.
+
+    :param turn: (3,) rad, from one image to the next
+    :param gap_s: between the same row of both images
+    """
+    rows = float(turn[0]) * frame.intrinsics.fy_px
+    shift_s = frame.readout_time_s * rows / frame.intrinsics.height_px
+    return gap_s + max(shift_s, -MAX_GAP_LOSS * gap_s)  # images that match overlap
+
+
+def straightened(points_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Frame,
+                 derivatives: np.ndarray) -> np.ndarray:
+    """
+    Find where points would be seen if all rows had been exposed at the frame's stamp.
+
+    :param points_px: (N, 2), of an image with the given intrinsics, undistorted
+    :param derivatives: (3, 3), angular velocity at the stamp, rad/s, and its first and second
+        derivative
+    :returns: (N, 2), px
+    """
+    offset_s = row_offset_s(points_px[:, 1], intrinsics, frame)
+    turns = np.stack([offset_s, offset_s ** 2 / 2, offset_s ** 3 / 6], axis=-1) @ derivatives
+    field = motion_field_matrix(points_px, intrinsics)[..., :3]
+    return points_px - np.einsum('nij,nj->ni', field, turns)
+
+
+def blur_response(intrinsics: CameraIntrinsics, frame: Frame) -> np.ndarray:
+    """
+    Tell how a rate that changes while the rows are exposed changes the motion of the whole blur.
+
+    Rows at either end are blurred by other rates than the middle, which looks, for example, like a
+    roll: the motion of the whole that fits best, by least squares.
+
+    :param intrinsics: of an image of the frame, undistorted
+    :returns: (6, 6), angular velocity, rad/s, and velocity over the depth, 1/s, per first and
+        second derivative of the angular velocity
+    """
+    return _blur_response(intrinsics, frame.intrinsics, frame.readout_time_s)
+
+
+@lru_cache(maxsize=8)
+def _blur_response(intrinsics: CameraIntrinsics, source: CameraIntrinsics,
+                   readout_time_s: float) -> np.ndarray:
+    points_px = pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX).reshape(-1, 2)
+    field = motion_field_matrix(points_px, intrinsics)
+    offset_s = _offset_s(points_px[:, 1], intrinsics, source, readout_time_s)[:, None, None]
+    of_rows = np.concatenate([offset_s * field[..., :3], offset_s ** 2 / 2 * field[..., :3]],
+                             axis=-1)
+    return np.linalg.lstsq(field.reshape(-1, 6), of_rows.reshape(-1, 6), rcond=None)[0]
+
+
+class RowTrust:
+    """
+    Whether what is thought of the motion during an image's rows may be used.
+
+    Vibration faster than half the frame rate looks like a slow motion whose derivatives are
+    nothing like the true ones. Straightened points that fit together better show that they are.
+    """
+
+    def __init__(self) -> None:
+        self._log_noise = 0.0
+
+    def __bool__(self) -> bool:
+        return self._log_noise < -LEAST_GAIN
+
+    def judge(self, covariance: np.ndarray, straightened_covariance: np.ndarray) -> None:
+        """
+        Take in how well points fit together as they are, and straightened.
+
+        :param covariance, straightened_covariance: of the rotations that they tell, (3, 3)
+        """
+        gain = 0.5 * np.log(np.trace(straightened_covariance) / np.trace(covariance))
+        self._log_noise += (float(np.clip(gain, -MOST_GAIN, MOST_GAIN)) - self._log_noise) \
+            / MEMORY_IMAGES
