@@ -69,6 +69,8 @@ DIAGNOSTICS = {
     'blur extent [px]': "newest image's median length of blur",
     'angular velocity stddev [rad/s]': "newest image's, x, y, z, from its covariance",
     'estimated exposure [ms]': 'and its standard deviation, with `stream.exposure_mode: estimate`',
+    'estimated readout [ms]': 'of a rolling shutter, and its standard deviation, where none is '
+    'told and `stream.readout_mode` is `estimate`',
     'median depth [m]': 'of the newest depth image, with `use_depth_topic`',
     'memory [MiB]': 'resident memory of the process',
     'GPU memory [MiB]': 'of its tensors; 0 on the CPU',

@@ -116,6 +116,9 @@ class StreamConfig:
     exposure_mode: str = setting(
         'given', 'exposure as it is told, or estimated from blur and motion between images, '
         'whatever is told', one_of=('given', 'estimate'))
+    readout_mode: str = setting(
+        'estimate', 'readout time as it is told, 0 being a global shutter, or, where none is '
+        'told, estimated from the images', one_of=('given', 'estimate'))
     smoothing_frames: int = setting(
         0, 'frames of look-ahead, offline only; 0 is causal', low=0, high=1000)
     subframe_rates: int = setting(

@@ -54,19 +54,22 @@ def effective_gap_s(turn: np.ndarray, gap_s: float, frame: Frame) -> float:
 
 
 def straightened(points_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Frame,
-                 derivatives: np.ndarray) -> np.ndarray:
+                 derivatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Find where points would be seen if all rows had been exposed at the frame's stamp.
 
     :param points_px: (N, 2), of an image with the given intrinsics, undistorted
     :param derivatives: (3, 3), angular velocity at the stamp, rad/s, and its first and second
         derivative
-    :returns: (N, 2), px
+    :returns: (N, 2), px, and how that moves with the readout time, (N, 2), px/s
     """
-    offset_s = row_offset_s(points_px[:, 1], intrinsics, frame)
+    share = _offset_s(points_px[:, 1], intrinsics, frame.intrinsics, 1.0)
+    offset_s = frame.readout_time_s * share
     turns = np.stack([offset_s, offset_s ** 2 / 2, offset_s ** 3 / 6], axis=-1) @ derivatives
+    rates = np.stack([share, share * offset_s, share * offset_s ** 2 / 2], axis=-1) @ derivatives
     field = motion_field_matrix(points_px, intrinsics)[..., :3]
-    return points_px - np.einsum('nij,nj->ni', field, turns)
+    return (points_px - np.einsum('nij,nj->ni', field, turns),
+            -np.einsum('nij,nj->ni', field, rates))
 
 
 def blur_response(intrinsics: CameraIntrinsics, frame: Frame) -> np.ndarray:
@@ -80,18 +83,61 @@ def blur_response(intrinsics: CameraIntrinsics, frame: Frame) -> np.ndarray:
     :returns: (6, 6), angular velocity, rad/s, and velocity over the depth, 1/s, per first and
         second derivative of the angular velocity
     """
-    return _blur_response(intrinsics, frame.intrinsics, frame.readout_time_s)
+    readout_s = frame.readout_time_s
+    return _unit_response(intrinsics, frame.intrinsics) * np.repeat([readout_s, readout_s ** 2], 3)
 
 
 @lru_cache(maxsize=8)
-def _blur_response(intrinsics: CameraIntrinsics, source: CameraIntrinsics,
-                   readout_time_s: float) -> np.ndarray:
+def _unit_response(intrinsics: CameraIntrinsics, source: CameraIntrinsics) -> np.ndarray:
+    """`blur_response` for a readout of one second."""
     points_px = pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX).reshape(-1, 2)
     field = motion_field_matrix(points_px, intrinsics)
-    offset_s = _offset_s(points_px[:, 1], intrinsics, source, readout_time_s)[:, None, None]
-    of_rows = np.concatenate([offset_s * field[..., :3], offset_s ** 2 / 2 * field[..., :3]],
-                             axis=-1)
+    share = _offset_s(points_px[:, 1], intrinsics, source, 1.0)[:, None, None]
+    of_rows = np.concatenate([share * field[..., :3], share ** 2 / 2 * field[..., :3]], axis=-1)
     return np.linalg.lstsq(field.reshape(-1, 6), of_rows.reshape(-1, 6), rcond=None)[0]
+
+
+class ReadoutTime:
+    """
+    Readout time of a shutter that nobody tells, learnt from points between images.
+
+    It is constant but for a small drift, so that a global shutter is looked at again at times.
+    """
+
+    PRIOR_STD_S = 0.015
+    ERROR_STD_S = 0.004
+    """Of what one pair of images tells, beyond its own: rates while the rows are exposed err."""
+    DRIFT_STD_S = 4e-4
+    LONGEST_S = 0.06
+    NONE_S = 2e-3
+    """A readout that is surely about so short does not matter."""
+
+    def __init__(self) -> None:
+        self.value_s = 0.0
+        self.variance = self.PRIOR_STD_S ** 2
+
+    @property
+    def matters(self) -> bool:
+        """Whether it may be longer than that of a global shutter."""
+        return self.value_s > self.NONE_S or self.variance > self.NONE_S ** 2
+
+    def drift(self) -> None:
+        """Know it less surely, from one image to the next."""
+        self.variance += self.DRIFT_STD_S ** 2
+
+    def observe(self, correction_s: float, variance: float) -> None:
+        """
+        Take in what points tell.
+
+        :param correction_s, variance: what is known of it with them, relative to `value_s`
+        """
+        told = 1.0 / variance - 1.0 / self.variance
+        if told <= 0.0:
+            return
+        share = self.variance / (self.variance + 1.0 / told + self.ERROR_STD_S ** 2)
+        self.value_s += share * correction_s / (variance * told)
+        self.value_s = min(max(self.value_s, 0.0), self.LONGEST_S)
+        self.variance *= 1.0 - share
 
 
 class RowTrust:

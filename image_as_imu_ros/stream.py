@@ -41,7 +41,13 @@ from image_as_imu_ros.motion_filter import (
     without_prior,
 )
 from image_as_imu_ros.rolling_shutter import BandEstimator
-from image_as_imu_ros.row_motion import RowTrust, blur_response, effective_gap_s, straightened
+from image_as_imu_ros.row_motion import (
+    ReadoutTime,
+    RowTrust,
+    blur_response,
+    effective_gap_s,
+    straightened,
+)
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 MIN_SIMILARITY = 0.5
@@ -73,6 +79,7 @@ class StreamEstimator:
         self.gyroscope = gyroscope
         self.config = config
         self._estimates_exposure = config.exposure_mode == 'estimate'
+        self._estimates_readout = config.readout_mode == 'estimate' and config.subframe_rates < 2
         self._band_estimator = BandEstimator(gyroscope, config)
         self.bands: tuple[MotionEstimate, ...] = ()
         """Estimates of the last frame's bands of rows, in time order."""
@@ -85,6 +92,13 @@ class StreamEstimator:
             return None
         exposure_s = GUESSED_EXPOSURE_S * self._gain.value
         return exposure_s, exposure_s * float(np.sqrt(self._gain.variance))
+
+    @property
+    def readout_time_s(self) -> tuple[float, float] | None:
+        """Estimated readout time and its standard deviation, s; None where none is estimated."""
+        if not self._estimates_readout:
+            return None
+        return self._readout.value_s, self._readout.variance ** 0.5
 
     @property
     def _knows_exposure(self) -> bool:
@@ -105,6 +119,7 @@ class StreamEstimator:
         """Forget all earlier images: the next one may have any stamp."""
         self._gain = BlurGain(GUESSED_EXPOSURE_STD) if self._estimates_exposure else BlurGain()
         self._lever = LeverArm()
+        self._readout = ReadoutTime()
         self._restart()
 
     def _restart(self) -> None:
@@ -141,6 +156,10 @@ class StreamEstimator:
         if self._estimates_exposure:  # the gain of the guess leads to the true one
             observation = replace(observation, frame=replace(
                 observation.frame, exposure_time_s=GUESSED_EXPOSURE_S))
+        estimates_readout = self._estimates_readout and not observation.frame.readout_time_s
+        if estimates_readout:
+            observation = replace(observation, frame=replace(
+                observation.frame, readout_time_s=self._readout.value_s))
         frame = observation.frame
         previous = self._previous
         elapsed_s = None
@@ -163,7 +182,7 @@ class StreamEstimator:
         begin = time.perf_counter()
         alignment = None
         if previous is not None:
-            alignment = self._align(previous, measurement, elapsed_s)
+            alignment = self._align(previous, measurement, elapsed_s, estimates_readout)
             rates = [motion[:3] for motion in self._unsigned_motion(measurement)]
             if alignment is not None:
                 rates.append(alignment.motion[:3] / elapsed_s)
@@ -236,8 +255,8 @@ class StreamEstimator:
             return replace(estimate, exposure_time_s=None)
         return _nothing(estimate.stamp_ns)
 
-    def _align(self, previous: BlurMeasurement, current: BlurMeasurement,
-               elapsed_s: float) -> Alignment | None:
+    def _align(self, previous: BlurMeasurement, current: BlurMeasurement, elapsed_s: float,
+               estimates_readout: bool) -> Alignment | None:
         """Motion since the last frame, started from both blurs with either sign."""
         if previous.solution is None or current.solution is None:  # a blank image matches any
             return None
@@ -251,34 +270,46 @@ class StreamEstimator:
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds, current.nearness, self._filter.expected_motion,
-                                        self._straightener(previous, current))
+                                        self._straightener(previous, current,
+                                                           estimates_readout))
         if alignment is None or alignment.similarity < MIN_SIMILARITY:
             return None
         if alignment.straightened is not None:
+            if estimates_readout:
+                self._readout.observe(*alignment.straightened.readout)
             self._row_trust.judge(*(each.covariance[:3, :3]
                                     for each in (alignment, alignment.straightened)))
             if self._row_trust:
                 return alignment.straightened
+        if estimates_readout and not self._row_trust:
+            return alignment
         turn, way = np.split(alignment.motion, 2)
         turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, current.frame))
         return replace(alignment, motion=np.concatenate([turn, way]))
 
-    def _straightener(self, previous: BlurMeasurement,
-                      current: BlurMeasurement) -> Callable[[Matches], Matches] | None:
+    def _straightener(self, previous: BlurMeasurement, current: BlurMeasurement,
+                      estimates_readout: bool) -> Callable[[Matches], Matches] | None:
         """What moves points to where all rows exposed at once would show them, if it matters."""
-        if not current.frame.readout_time_s or self._has_bands(current.frame):
+        if estimates_readout:
+            self._readout.drift()
+        if self._has_bands(current.frame) or not (
+                self._readout.matters if estimates_readout else current.frame.readout_time_s):
             return None
         ahead = copy.copy(self._filter)
         for motion in self._unsigned_motion(current):
             side = np.copysign(1.0, motion[:3] @ ahead.rate)
             self._update_by_blur(ahead, current, side * motion[:3])
         before, now = self._past_derivatives, ahead.derivatives
+        std_s = self._readout.variance ** 0.5 if estimates_readout else 0.0
 
         def straighten(matches: Matches) -> Matches:
-            return matches._replace(
-                at_earlier=straightened(matches.at_earlier, current.intrinsics, previous.frame,
-                                        before),
-                at_later=straightened(matches.at_later, current.intrinsics, current.frame, now))
+            # by the present idea of the readout time, in both images
+            at_earlier, earlier_per_s = straightened(
+                matches.at_earlier, current.intrinsics, current.frame, before)
+            at_later, later_per_s = straightened(
+                matches.at_later, current.intrinsics, current.frame, now)
+            return matches._replace(at_earlier=at_earlier, at_later=at_later,
+                                    per_readout=earlier_per_s - later_per_s, readout_std_s=std_s)
         return straighten
 
     def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:

@@ -58,5 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     frames = arguments.camera_frame, arguments.imu_frame
     write_calibration(calibration, health, track.stream.records[0].intrinsics, output, *frames)
     print(calibration_table(calibration, health))
+    if track.readout_time_s is not None and not track.stream.records[0].readout_time_s:
+        readout_ms, deviation_ms = (1e3 * value for value in track.readout_time_s)
+        print(f'readout of the shutter [ms] {readout_ms:.1f} +- {deviation_ms:.1f}, by the images')
     print(static_transform_command(calibration, *frames))
     print(f'files: {output}')

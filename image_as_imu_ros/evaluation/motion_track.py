@@ -39,12 +39,14 @@ class MotionTrack:
 
     `estimates` are those of the stream, unsigned ones included; `gaps` the rotations between
     neighbouring images, where they match. `skipped` counts unusable images by reason.
+    `readout_time_s` is what the images tell of it, with its standard deviation, where asked for.
     """
 
     stream: Stream
     estimates: tuple[MotionEstimate, ...]
     gaps: tuple[GapRotation, ...]
     skipped: dict[str, int]
+    readout_time_s: tuple[float, float] | None = None
 
 
 def track_motion(recording: Recording, gyroscope: VisualGyroscope,
@@ -77,7 +79,8 @@ def track_motion(recording: Recording, gyroscope: VisualGyroscope,
     if not estimates:
         reasons = '; '.join(f'{count} x {reason}' for reason, count in skipped.most_common(3))
         raise DataFormatError(f'no image of {recording.source} could be used: {reasons}')
-    return MotionTrack(stream, tuple(estimates), tuple(gaps), dict(skipped))
+    return MotionTrack(stream, tuple(estimates), tuple(gaps), dict(skipped),
+                       estimator.readout_time_s)
 
 
 def _gap(estimator: StreamEstimator, previous: BlurMeasurement | None,

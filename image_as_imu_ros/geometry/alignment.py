@@ -55,6 +55,8 @@ class Alignment:
     inlier_share: float
     translation_spread: float
     """Variance of the translation that was expected, about none, before the images were seen."""
+    readout: tuple[float, float] = (0.0, 0.0)
+    """As of `PointMotion`."""
     straightened: Alignment | None = None
     """The same by points that were moved to where all rows exposed at once would show them."""
 

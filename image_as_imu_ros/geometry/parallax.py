@@ -69,8 +69,10 @@ WAY_SPREAD = 0.02
 LEAST_WAY = 1e-5
 """A direction must not be lost."""
 AXES_WAY = np.diag([1.0, 1.0, 3.0])
-UNKNOWNS = 8
-"""Rotation, translation, and slopes of the nearness across the image."""
+UNKNOWNS = 9
+"""Rotation, translation, slopes of the nearness across the image, and readout time."""
+KNOWN_READOUT_S = 1e-7
+"""Least standard deviation of a readout time."""
 NOTHING_EXPECTED = np.zeros(6), np.zeros((6, 6))
 
 
@@ -84,6 +86,8 @@ class PointMotion(NamedTuple):
     inlier_share: float
     translation_spread: float = WAY_SPREAD ** 2
     """Variance of the translation that was expected, about none, before the images were seen."""
+    readout: tuple[float, float] = (0.0, 0.0)
+    """By how much the readout time differs from that of the points, s, and its variance."""
 
 
 def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray,
@@ -119,8 +123,8 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         near, depth_spread = nearness[row, column].astype(float), MEASURED_DEPTH_SPREAD
     way = max(float(np.linalg.norm(motion[3:])), float(np.median(matches.off_px)) / camera[0, 0])
     return tuple(PointMotion(*motion_of_points(
-        each.at_later, each.at_earlier, each.doubt, near, depth_spread, camera,
-        starts_about(motion, way), *expected))
+        each.at_later, each.at_earlier, each.doubt, near, depth_spread, each.per_readout,
+        each.readout_std_s, camera, starts_about(motion, way), *expected))
         for each in (matches, *([] if straighten is None else [straighten(matches)])))
 
 
@@ -147,6 +151,10 @@ class Matches(NamedTuple):
     """(N,), variance of where a point was found, relative to that of a perfect corner."""
     off_px: np.ndarray
     """(N,), distance from where the point was expected, seen in the later image."""
+    per_readout: np.ndarray
+    """(N, 2), how the match moves, seen in the earlier image, with the readout time, px/s."""
+    readout_std_s: float = 0.0
+    """How uncertain that is."""
 
 
 def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray) -> Matches | None:
@@ -180,14 +188,15 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
     kept = inside & (found[:, 0] > 0)
     return Matches(*(each[kept].astype(float) for each in (
         points[:, 0], at_earlier, 1.0 + FAIR_QUALITY * quality.max() / quality.ravel(),
-        np.linalg.norm(matched - points, axis=2)[:, 0])))
+        np.linalg.norm(matched - points, axis=2)[:, 0], np.zeros_like(at_earlier))))
 
 
 @compiled
 def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.ndarray,
-                     nearness: np.ndarray, depth_spread: float, camera: np.ndarray,
-                     starts: np.ndarray, expected: np.ndarray, expected_information: np.ndarray,
-                     ) -> tuple[np.ndarray, np.ndarray, float]:
+                     nearness: np.ndarray, depth_spread: float, per_readout: np.ndarray,
+                     readout_std_s: float, camera: np.ndarray, starts: np.ndarray,
+                     expected: np.ndarray, expected_information: np.ndarray,
+                     ) -> tuple[np.ndarray, np.ndarray, float, float, tuple[float, float]]:
     """
     Find the motion under which each point has moved, at whatever depth it is.
 
@@ -197,12 +206,14 @@ def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.nda
     :param at_later, at_earlier, doubt: as of `Matches`
     :param nearness: (N,), mean depth of the scene over that of a point, as far as it is known
     :param depth_spread: standard deviation of that
+    :param per_readout, readout_std_s: as of `Matches`
     :param camera: camera matrix (3, 3) of both, px
     :param starts: (K, 6), rotation vector of the later camera in the earlier one's axes, rad, and
         translation over the mean depth
     :param expected, expected_information: (6,), (6, 6), as of `refined_by_points`
-    :returns: motion (6,), covariance (6, 6) and share of inliers
+    :returns: as `PointMotion`
     """
+    readout_std_s = max(readout_std_s, KNOWN_READOUT_S)
     candidates, noise = np.zeros((len(starts), UNKNOWNS)), FIRST_NOISE_PX
     candidates[:, :6] = starts
     residuals = np.zeros((3, len(nearness)), np.float32)
@@ -210,8 +221,8 @@ def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.nda
         costs, least = np.empty(len(candidates)), math.inf
         for k in range(len(candidates)):
             candidates[k], _, costs[k], seen, _ = _stepped(
-                at_later, at_earlier, doubt, nearness, depth_spread, depth_spread, camera,
-                candidates[k], noise, steps)
+                at_later, at_earlier, doubt, nearness, depth_spread, depth_spread, per_readout,
+                readout_std_s, camera, candidates[k], noise, steps)
             surprise = candidates[k, :6] - expected
             costs[k] += 0.5 * surprise @ (expected_information @ surprise)
             if costs[k] < least:
@@ -222,10 +233,11 @@ def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.nda
     for _ in range(ROUNDS):
         spread = _spread_of(residuals, noise, depth_spread)
         unknowns, covariance, _, residuals, inlier_share = _stepped(
-            at_later, at_earlier, doubt, nearness, spread, depth_spread, camera, unknowns, noise,
-            ROUND_STEPS)
+            at_later, at_earlier, doubt, nearness, spread, depth_spread, per_readout,
+            readout_std_s, camera, unknowns, noise, ROUND_STEPS)
         noise = _noise_of(residuals)
-    return unknowns[:6], covariance[:6, :6], inlier_share
+    return unknowns[:6], covariance[:6, :6], inlier_share, WAY_SPREAD ** 2, (
+        unknowns[8], covariance[8, 8])
 
 
 @compiled
@@ -247,12 +259,12 @@ def _spread_of(residuals, noise, most):
 
 
 @compiled
-def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, camera, start,
-             noise, steps):
+def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, per_readout,
+             readout_std_s, camera, start, noise, steps):
     """
     Take Gauss-Newton steps.
 
-    :returns: unknowns (8,), their covariance (8, 8), negative log-likelihood, residuals (3, N):
+    :returns: unknowns (9,), their covariance (9, 9), negative log-likelihood, residuals (3, N):
         across the line on which the depth moves a point, along it, and its way by the translation,
         px, and share of inliers
     """
@@ -284,8 +296,8 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
             way = math.sqrt(way_u * way_u + way_v * way_v) + 1e-9
             along_u, along_v = way_u / way, way_v / way
             near = nearness[i] + unknowns[6] * x + unknowns[7] * y
-            off_u = at_earlier[i, 0] - cx - fx * u - near * way_u
-            off_v = at_earlier[i, 1] - cy - fy * v - near * way_v
+            off_u = at_earlier[i, 0] + unknowns[8] * per_readout[i, 0] - cx - fx * u - near * way_u
+            off_v = at_earlier[i, 1] + unknowns[8] * per_readout[i, 1] - cy - fy * v - near * way_v
             off_along = along_u * off_u + along_v * off_v
             off_across = along_u * off_v - along_v * off_u
             hidden = depth_spread * way
@@ -312,6 +324,8 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
             along[3], along[4] = along_u * fx * near, along_v * fy * near
             along[5] = -(along_u * fx * u + along_v * fy * v) * near
             along[6], along[7] = way * x, way * y
+            across[8] = along_v * per_readout[i, 0] - along_u * per_readout[i, 1]
+            along[8] = -along_u * per_readout[i, 0] - along_v * per_readout[i, 1]
             weight = 1.0 / (POINTS_PER_WITNESS * (1.0 + distance / FREEDOM))
             weight_across, weight_along = weight / variance, weight / variance_along
             for a in range(UNKNOWNS):
@@ -328,7 +342,8 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
             if a < 3:
                 information[a, a] += WEAK_PRIOR
             else:
-                prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread) ** 2
+                prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread if a < 8
+                               else readout_std_s) ** 2
                 information[a, a] += prior
                 vector[a] -= prior * unknowns[a]
         invert(information)

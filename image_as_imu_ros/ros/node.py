@@ -473,8 +473,11 @@ class VisualImu(LifecycleNode):
                             config.estimator.scene_depth)
 
     def _further_facts(self, observed: Observed) -> dict[str, str]:
-        """What the diagnostics tell of an estimated exposure and of measured depth."""
+        """What the diagnostics tell of what is estimated of the camera, and of measured depth."""
         facts = {}
+        if self._stream.readout_time_s is not None:
+            readout_ms, deviation_ms = (1e3 * value for value in self._stream.readout_time_s)
+            facts['estimated readout [ms]'] = f'{readout_ms:.1f} +- {deviation_ms:.1f}'
         if self._stream.exposure_time_s is not None:
             exposure_ms, deviation_ms = (1e3 * value for value in self._stream.exposure_time_s)
             facts['estimated exposure [ms]'] = f'{exposure_ms:.2f} +- {deviation_ms:.2f}'
