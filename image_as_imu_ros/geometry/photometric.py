@@ -56,6 +56,7 @@ def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, m
     mean, moment = np.zeros_like(image), np.zeros_like(image)
     corners = np.empty(width, np.uint32)
     across, down = np.empty(width, np.float32), np.empty(width, np.float32)
+    values = np.empty(width, np.float32)
     rotation, plane = np.empty((3, 3)), np.empty((3, 3))
     h = np.zeros((3, 3), np.float32)
     for k in range(count):
@@ -71,7 +72,7 @@ def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, m
         weight = np.float32(1.0 / count)
         timed_weight = np.float32(time / count)
         for row in range(height):
-            y, total, timed = np.float32(row), mean[row], moment[row]
+            y = np.float32(row)
             x0, y0, z0 = h[0, 1] * y + h[0, 2], h[1, 1] * y + h[1, 2], h[2, 1] * y + h[2, 2]
             for i in range(width):
                 over_z = ONE / max(h[2, 0] * columns[i] + z0, NEAR)
@@ -79,9 +80,11 @@ def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, m
                     (h[0, 0] * columns[i] + x0) * over_z, (h[1, 0] * columns[i] + y0) * over_z,
                     width, height)
             for i in range(width):
-                value = _between(pixels, corners[i], width, across[i], down[i])
-                total[i] += weight * value
-                timed[i] += timed_weight * value
+                values[i] = _between(pixels, corners[i], width, across[i], down[i])
+            for i in range(width):
+                mean[row, i] += weight * values[i]
+            for i in range(width):
+                moment[row, i] += timed_weight * values[i]
     return mean, moment
 
 
