@@ -47,7 +47,7 @@ ALIGNMENT_SCALE_STD = 0.03
 """The same, relative to the turn: depths differ, and translation looks like rotation."""
 LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
-ANCHOR_STD_RAD_S = 1.0
+ANCHOR_STD_RAD_S = 0.7
 """Of the bands' mean rate about the whole frame's."""
 START_STD_RAD_S = 2.5
 """Of the first band's rate about the whole frame's, where that has a sign."""
@@ -306,8 +306,6 @@ class BandEstimator:
         _, rate, covariance, margin = max(readings, key=lambda reading: reading[0])
         if margin >= RESOLVED_MARGIN:
             self._filter.update(matrix, rate, covariance)
-        else:  # of either sign: zero, give or take the rate
-            self._filter.update(matrix, np.zeros(3), covariance + np.outer(rate, rate))
         return margin, rate
 
     def _pyramids(self, previous: BlurMeasurement, current: BlurMeasurement) -> list[_Pyramid]:
