@@ -32,13 +32,14 @@ def row_offset_s(rows_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Frame
     :param rows_px: of an image with the given intrinsics, undistorted
     :returns: s, of the same shape
     """
-    return _offset_s(rows_px, intrinsics, frame.intrinsics, frame.readout_time_s)
+    return frame.readout_time_s * _row_share(rows_px, intrinsics, frame.intrinsics)
 
 
-def _offset_s(rows_px: np.ndarray, intrinsics: CameraIntrinsics, source: CameraIntrinsics,
-              readout_time_s: float) -> np.ndarray:
+def _row_share(rows_px: np.ndarray, intrinsics: CameraIntrinsics,
+               source: CameraIntrinsics) -> np.ndarray:
+    """The same in readout times, -0.5 to 0.5, of a frame with the intrinsics of its source."""
     rows = source.cy_px + (rows_px - intrinsics.cy_px) * source.fy_px / intrinsics.fy_px
-    return readout_time_s * ((rows + 0.5) / source.height_px - 0.5)
+    return (rows + 0.5) / source.height_px - 0.5
 
 
 def effective_gap_s(turn: np.ndarray, gap_s: float, frame: Frame) -> float:
@@ -63,7 +64,7 @@ def straightened(points_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Fra
         derivative
     :returns: (N, 2), px, and how that moves with the readout time, (N, 2), px/s
     """
-    share = _offset_s(points_px[:, 1], intrinsics, frame.intrinsics, 1.0)
+    share = _row_share(points_px[:, 1], intrinsics, frame.intrinsics)
     offset_s = frame.readout_time_s * share
     turns = np.stack([offset_s, offset_s ** 2 / 2, offset_s ** 3 / 6], axis=-1) @ derivatives
     rates = np.stack([share, share * offset_s, share * offset_s ** 2 / 2], axis=-1) @ derivatives
@@ -92,7 +93,7 @@ def _unit_response(intrinsics: CameraIntrinsics, source: CameraIntrinsics) -> np
     """`blur_response` for a readout of one second."""
     points_px = pixel_grid(intrinsics.width_px, intrinsics.height_px, STRIDE_PX).reshape(-1, 2)
     field = motion_field_matrix(points_px, intrinsics)
-    share = _offset_s(points_px[:, 1], intrinsics, source, 1.0)[:, None, None]
+    share = _row_share(points_px[:, 1], intrinsics, source)[:, None, None]
     of_rows = np.concatenate([share * field[..., :3], share ** 2 / 2 * field[..., :3]], axis=-1)
     return np.linalg.lstsq(field.reshape(-1, 6), of_rows.reshape(-1, 6), rcond=None)[0]
 

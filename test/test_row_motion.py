@@ -31,11 +31,11 @@ def room():
     return Room(seed=0)
 
 
-def film(room, trajectory, frames):
+def film(room, trajectory, frames, readout_s=READOUT_S, start_s=0.04):
     rng = np.random.default_rng(0)
-    return [Frame(develop(expose(room, trajectory, CAMERA, mid_s, EXPOSURE_S, READOUT_S, 1),
-                          rng, 4000.0, 5.0), round(mid_s * 1e9), CAMERA, EXPOSURE_S, READOUT_S)
-            for mid_s in 0.04 + PERIOD_S * np.arange(frames)]
+    return [Frame(develop(expose(room, trajectory, CAMERA, mid_s, EXPOSURE_S, readout_s, 1),
+                          rng, 4000.0, 5.0), round(mid_s * 1e9), CAMERA, EXPOSURE_S, readout_s)
+            for mid_s in start_s + PERIOD_S * np.arange(frames)]
 
 
 def test_points_are_straightened_as_a_pinhole_camera_turns():
@@ -129,10 +129,7 @@ def test_readout_time_straightens_what_a_shaken_camera_sees_told_or_not(room, gy
 
 def test_nothing_changes_for_a_global_shutter_that_nobody_tells_of(room, gyroscope):
     shaken = Trajectory.hand_shake(seed=5, duration_s=3.0)
-    rng, rates = np.random.default_rng(0), {}
-    films = [Frame(develop(expose(room, shaken, CAMERA, mid_s, EXPOSURE_S, 0.0, 1), rng, 4000.0,
-                           5.0), round(mid_s * 1e9), CAMERA, EXPOSURE_S)
-             for mid_s in 0.5 + PERIOD_S * np.arange(25)]
+    films, rates = film(room, shaken, 25, readout_s=0.0, start_s=0.5), {}
     for mode in ('given', 'estimate'):
         stream = StreamEstimator(gyroscope, StreamConfig(readout_mode=mode))
         rates[mode] = [stream.process(frame).angular_velocity_rad_s for frame in films]
@@ -145,7 +142,7 @@ def test_known_readout_time_corrects_the_gap_between_images(room, gyroscope):
     steady = Trajectory(Oscillation.constant((1.5, 0.0, 0.0)), duration_s=0.5)
     speeds = {}
     for told_s in (0.0, READOUT_S):
-        stream = StreamEstimator(gyroscope)
+        stream = StreamEstimator(gyroscope, StreamConfig(readout_mode='given'))
         for frame in film(room, steady, 12):  # until the filter has settled
             estimate = stream.process(replace(
                 frame, readout_time_s=told_s, exposure_time_s=None))

@@ -84,9 +84,9 @@ class PointMotion(NamedTuple):
     covariance: np.ndarray
     """(6, 6) of `motion`."""
     inlier_share: float
-    translation_spread: float = WAY_SPREAD ** 2
+    translation_spread: float
     """Variance of the translation that was expected, about none, before the images were seen."""
-    readout: tuple[float, float] = (0.0, 0.0)
+    readout: tuple[float, float]
     """By how much the readout time differs from that of the points, s, and its variance."""
 
 
