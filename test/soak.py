@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -40,7 +41,6 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
@@ -104,6 +104,8 @@ class Result:
     counts: Counter = field(default_factory=Counter)
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
     start_s: list[float] = field(default_factory=list)
+    discovery_s: list[float] = field(default_factory=list)
+    """From the start of a camera's process until Fast DDS has matched it with the node."""
     memory_mib: list[float] = field(default_factory=list)
     drops: Counter = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -123,6 +125,7 @@ class Result:
             'machine': machine('cpu'), 'load_average': os.getloadavg(),
             'counts': dict(self.counts), 'drops': dict(self.drops), 'recovery': recovery,
             'start_s': [round(value, 1) for value in self.start_s],
+            'discovery_s': [round(value, 1) for value in self.discovery_s],
             'memory': memory_summary(self.memory_mib)}
 
 
@@ -152,7 +155,6 @@ class Witness(Node):
         """Imu messages so far."""
         self.values: dict[str, str] = {}
         """Newest diagnostics."""
-        self.first_image_s: float | None = None
         for topic, kind in (('imu/data_raw', Imu), ('twist', TwistWithCovarianceStamped),
                             ('motion', MotionEstimate)):
             self.create_subscription(kind, f'visual_imu/{topic}',
@@ -194,22 +196,6 @@ class Witness(Node):
         answer = self.call(self._parameter_client, SetParameters.Request(
             parameters=[Parameter(name, value=value).to_parameter_msg()]))
         return answer is not None and answer.results[0].successful
-
-    def watch_images(self) -> None:
-        """Note when the first image of another process arrives, from now on."""
-        self.first_image_s = None
-
-        def note(_: Image) -> None:
-            with self._changed:
-                if self.first_image_s is None:
-                    self.first_image_s = time.monotonic()
-                    self._changed.notify_all()
-        self._image_subscription = self.create_subscription(
-            Image, 'image', note, qos_profile_sensor_data)
-
-    def ignore_images(self) -> None:
-        """End what `watch_images` began."""
-        self.destroy_subscription(self._image_subscription)
 
     def _keep_diagnostics(self, msg: DiagnosticArray) -> None:
         with self._changed:
@@ -558,25 +544,23 @@ class Soak:
         time.sleep(3 * STALE_S)  # for answers that are still under way
         self._witness.live = True
         for _ in progress('kills of the camera', range(self.plan.kills)):
-            self._witness.watch_images()
-            before = self._witness.answers
+            before, begin_s = self._witness.answers, time.monotonic()
             camera = subprocess.Popen(
                 [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', '96',
-                 '--height', '72', '--encoding', 'mono8'], cwd=CHECKOUT)
+                 '--height', '72', '--encoding', 'mono8'], cwd=CHECKOUT, stdout=subprocess.PIPE)
             try:
-                if self._witness.wait(lambda: self._witness.first_image_s is not None,
-                                      START_LIMIT_S):
+                if select.select([camera.stdout], [], [], START_LIMIT_S)[0]:
+                    first_image_s = time.monotonic()
+                    self.result.discovery_s.append(first_image_s - begin_s)
                     self._witness.wait(lambda: self._witness.answers > before,  # noqa: B023
                                        GIVE_UP_S)
-                    self._note_recovery('kill of the camera',
-                                        time.monotonic() - self._witness.first_image_s)
+                    self._note_recovery('kill of the camera', time.monotonic() - first_image_s)
                 else:
                     self.result.violated('the camera does not start')
                 time.sleep(self._random.random())
             finally:
                 camera.kill()
-                camera.wait()
-            self._witness.ignore_images()
+                camera.communicate()
             self._alive()
         time.sleep(3 * STALE_S)
         self._witness.live = False

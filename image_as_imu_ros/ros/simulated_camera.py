@@ -120,7 +120,12 @@ class SimulatedCamera(Node):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Publish at a steady pace until the time is over or the process is interrupted."""
+    """
+    Publish at a steady pace until the time is over or the process is interrupted.
+
+    The first image waits for listeners of image and camera_info, and a line on standard output
+    announces it: Fast DDS takes up to seconds to make a new camera known.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--width', type=int, default=640)
     parser.add_argument('--height', type=int, default=480)
@@ -135,8 +140,12 @@ def main(argv: list[str] | None = None) -> None:
     camera = SimulatedCamera(pan, namespace=arguments.namespace)
     executor = SingleThreadedExecutor()
     executor.add_node(camera)
-    begin_s, index = time.monotonic(), 0
+    index = 0
     try:
+        while camera.publishers_without_listener():
+            executor.spin_once(timeout_sec=0.01)
+        print('filming', flush=True)
+        begin_s = time.monotonic()
         while index < arguments.seconds * arguments.rate:
             left_s = begin_s + index * pan.interval_s - time.monotonic()
             if left_s > 0:
