@@ -87,8 +87,9 @@ class EstimatorConfig:
     runtime: str = setting(
         'auto', 'what computes the network; auto: onnxruntime on a CPU where it is installed, '
         'else torch', one_of=('auto', 'torch', 'compile', 'onnxruntime', 'tensorrt'))
-    threads: int = setting(0, 'CPU threads of the network; 0: half of the cores, at least one',
-                           low=0, high=256, read_only=False, changes_in='unconfigured')
+    threads: int = setting(
+        0, 'CPU threads of the network; 0: half of the cores, at least one, and one more while no '
+        'other image is at work', low=0, high=256, read_only=False, changes_in='unconfigured')
     working_size: int = setting(
         320, 'longer side of the undistorted image that the network sees', unit='px',
         low=128, high=1280, read_only=False, changes_in='unconfigured')

@@ -19,7 +19,7 @@ from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.model.opening import open_architecture
 from image_as_imu_ros.model.weights_files import find_weights
-from image_as_imu_ros.processes import threads_for
+from image_as_imu_ros.processes import NetworkThreads
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
 MIN_CONTRAST = 0.004
@@ -118,8 +118,8 @@ class VisualGyroscope:
     def __init__(self, config: EstimatorConfig = EstimatorConfig()) -> None:
         self.config = config
         self.device = chosen_device(config.device)
-        self.threads = threads_for(config.threads)
-        cv2.setNumThreads(self.threads)
+        self.threads = NetworkThreads(config.threads)
+        cv2.setNumThreads(self.threads.least)
         self.weights = find_weights(config.weights)
         self._architecture = open_architecture(self.weights, self.device, config.runtime,
                                                self.threads)

@@ -153,6 +153,10 @@ class StreamEstimator:
 
     def join(self, observation: BlurObservation) -> MotionEstimate:
         """Take in the next image, of which the network has seen the blur; else as `process`."""
+        with self.gyroscope.threads.working():
+            return self._join(observation)
+
+    def _join(self, observation: BlurObservation) -> MotionEstimate:
         if self._estimates_exposure:  # the gain of the guess leads to the true one
             observation = replace(observation, frame=replace(
                 observation.frame, exposure_time_s=GUESSED_EXPOSURE_S))

@@ -27,6 +27,7 @@ from image_as_imu_ros.model.network import CellDistributions
 from image_as_imu_ros.model.onnx_cells import MAX_KEPT, OnnxCells, kept_models
 from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.model.weights_files import find_weights
+from image_as_imu_ros.processes import NetworkThreads
 from image_as_imu_ros.quiet_threads import SETTINGS
 from image_as_imu_ros.types import Frame
 
@@ -73,7 +74,7 @@ def models(network):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnx')
     return {'torch': TorchCells(network, 'torch'),
-            'onnxruntime': OnnxCells(find_weights('compact'), 1)}
+            'onnxruntime': OnnxCells(find_weights('compact'), NetworkThreads(1))}
 
 
 @pytest.fixture(scope='module')
@@ -100,6 +101,20 @@ def test_distributions_are_those_of_eager_torch(models, eager, name, images, hei
     gray = blurred_noise(images, height, width)
     expected = eager(torch.from_numpy(gray)[:, None]).numpy()
     np.testing.assert_allclose(models[name].log_probabilities(gray), expected, atol=1e-3)
+
+
+def test_distributions_are_those_of_fewer_threads_beside_another_image(monkeypatch):
+    pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
+    threads = NetworkThreads(0)
+    cells = OnnxCells(find_weights('compact'), threads)
+    gray = blurred_noise(1, 224, 320)
+    assert threads.count == 2
+    alone = cells.log_probabilities(gray)
+    with threads.working():
+        assert threads.count == 1
+        np.testing.assert_allclose(cells.log_probabilities(gray), alone, atol=1e-4)
+    assert NetworkThreads(1).count == 1
 
 
 @pytest.mark.parametrize('name', ON_CPU)
@@ -200,7 +215,7 @@ def test_the_models_of_the_newest_weights_are_kept(own_cache):
         (own_cache / str(k)).mkdir(parents=True)
         os.utime(own_cache / str(k), (k, k))
     file = find_weights('compact')
-    OnnxCells(file, 1)
+    OnnxCells(file, NetworkThreads(1))
     assert {path.name for path in own_cache.iterdir()} == {
         kept_models(file).name, *(str(k) for k in range(12 - MAX_KEPT + 1, 12))}
 
@@ -209,11 +224,11 @@ def test_the_models_of_the_newest_weights_are_kept(own_cache):
 def test_a_damaged_model_is_exported_again(own_cache, content):
     pytest.importorskip('onnxruntime')
     file = find_weights('compact')
-    OnnxCells(file, 1)
+    OnnxCells(file, NetworkThreads(1))
     path = kept_models(file) / 'network.onnx'
     sound = path.read_bytes()
     path.write_bytes(sound[:len(sound) // 2] if content is None else content)
-    OnnxCells(file, 1)
+    OnnxCells(file, NetworkThreads(1))
     assert path.read_bytes() == sound
 
 
@@ -276,8 +291,9 @@ def test_networks_that_see_the_image_too_are_exported_with_it(own_cache, tmp_pat
     gray = torch.rand(2, 1, 96, 128, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = CellDistributions(load_weights(str(weights)).network.fused(), half=False)(gray)
-    found = OnnxCells(find_weights(str(weights)), 1).log_probabilities(gray[:, 0].numpy())
-    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
+    cells = OnnxCells(find_weights(str(weights)), NetworkThreads(1))
+    np.testing.assert_allclose(cells.log_probabilities(gray[:, 0].numpy()), expected, atol=1e-3,
+                               rtol=1e-3)
 
 
 @pytest.mark.parametrize('package', ['cli', 'ros'])

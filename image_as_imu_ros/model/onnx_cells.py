@@ -22,6 +22,7 @@ from image_as_imu_ros.model.compiled_front_ends import (
     directional_structure,
 )
 from image_as_imu_ros.model.weights_files import WeightsFile
+from image_as_imu_ros.processes import NetworkThreads
 
 logger = logging.getLogger(__name__)
 
@@ -39,32 +40,34 @@ class OnnxCells:
     """
     A `CellModel` of ONNX Runtime.
 
-    :param threads: that the network uses
+    :param threads: of the network
     :raises ConfigError: if ONNX Runtime is not installed
     :raises WeightsError: if the weights do not fit their network
     """
 
-    def __init__(self, file: WeightsFile, threads: int) -> None:
+    def __init__(self, file: WeightsFile, threads: NetworkThreads) -> None:
         onnxruntime = imported_onnxruntime('onnxruntime')
+        self._threads = threads
         try:
-            self._open(onnxruntime, kept_models(file), threads)
+            self._open(onnxruntime, kept_models(file))
         except Exception:  # not there yet or damaged, for which onnxruntime raises many kinds
             with TemporaryDirectory(prefix='image_as_imu_ros-') as folder:
                 export_models(file, Path(folder))
                 keep_models(file, Path(folder))
-                self._open(onnxruntime, Path(folder), threads)
+                self._open(onnxruntime, Path(folder))
 
-    def _open(self, onnxruntime: Any, folder: Path, threads: int) -> None:
-        self._network, self._critic = (
-            open_session(onnxruntime, folder / name, count)
-            for name, count in ((NETWORK, threads), (CRITIC, 1)))
-        self._inputs = [each.name for each in self._network.get_inputs()]
+    def _open(self, onnxruntime: Any, folder: Path) -> None:
+        self._critic = open_session(onnxruntime, folder / CRITIC, 1)
+        self._networks = {count: open_session(onnxruntime, folder / NETWORK, count)
+                          for count in (self._threads.least, self._threads.most)}
+        self._inputs = [each.name for each in self._networks[self._threads.least].get_inputs()]
 
     def log_probabilities(self, images: np.ndarray) -> np.ndarray:
         """Distributions of the cells' displacements, as of `CellModel`."""
         seen = dict(zip(INPUTS, (directional_structure(images), derivative_correlation(images),
                                  images[:, None])))
-        return self._network.run(None, {name: seen[name] for name in self._inputs})[0]
+        network = self._networks[self._threads.count]
+        return network.run(None, {name: seen[name] for name in self._inputs})[0]
 
     def judge(self, features: np.ndarray) -> np.ndarray:
         """What the critic makes of hills, as of `CellModel`."""
@@ -75,8 +78,8 @@ def open_session(onnxruntime: Any, model: Path, threads: int) -> Any:
     """Have ONNX Runtime compute a model on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # its threads would take the processor from the solver of the image before
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    # threads that still spin afterwards would take the processor from the solver
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     return onnxruntime.InferenceSession(model.read_bytes(), options,
                                         providers=['CPUExecutionProvider'])
 

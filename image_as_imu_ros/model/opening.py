@@ -8,16 +8,17 @@ from image_as_imu_ros.devices import computes_bfloat16
 from image_as_imu_ros.model.distributions import Architecture, Distributions
 from image_as_imu_ros.model.onnx_cells import OnnxCells
 from image_as_imu_ros.model.weights_files import COMPACT, TIMM, WeightsFile
+from image_as_imu_ros.processes import NetworkThreads
 
 
 def open_architecture(file: WeightsFile, device: str, runtime: str,
-                      threads: int) -> Architecture:
+                      threads: NetworkThreads) -> Architecture:
     """
     Open weights, without torch where ONNX Runtime computes them on the CPU.
 
     :param device: 'cpu' or 'cuda'
     :param runtime: as the setting `estimator.runtime`
-    :param threads: that the network uses on the CPU
+    :param threads: of the network on the CPU
     :raises WeightsError: if the weights are damaged or for an unknown architecture
     :raises ConfigError: if the runtime is not available, or not for these weights
     """
@@ -27,7 +28,7 @@ def open_architecture(file: WeightsFile, device: str, runtime: str,
 
     from image_as_imu_ros.model.architectures import open_network
     from image_as_imu_ros.model.weights import load_network
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads.least)
     return open_network(load_network(file), device, runtime)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters
 from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.evaluation.benchmark import commit, load_average, machine
-from image_as_imu_ros.processes import threads_for
+from image_as_imu_ros.processes import NetworkThreads
 from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
 from image_as_imu_ros.ros.node import VisualImu, autostart, fit_for_images
 from image_as_imu_ros.ros.player import LARGE_IMAGES_PROFILE
@@ -80,9 +80,9 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
             node.destroy_node()
     return {
         'mode': 'dds', 'image_size': f'{size[0]}x{size[1]}', 'rate_hz': rate,
-        'weights': config.estimator.weights, 'threads': threads_for(config.estimator.threads),
-        'runtime': config.estimator.runtime, 'machine': machine('cpu'), 'commit': commit(),
-        'load_average': load_average(),
+        'weights': config.estimator.weights, 'runtime': config.estimator.runtime,
+        'threads': NetworkThreads(config.estimator.threads).least, 'machine': machine('cpu'),
+        'commit': commit(), 'load_average': load_average(),
         **result}
 
 

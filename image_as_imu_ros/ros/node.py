@@ -635,8 +635,11 @@ def warm_up(stream: StreamEstimator) -> None:
         views = [cv2.warpAffine(scene, cv2.getRotationMatrix2D((159.5, 119.5), roll_deg, 1.0),
                                 (320, 240), borderMode=cv2.BORDER_REFLECT)
                  for roll_deg in 6.0 * index + np.linspace(0.0, 2.4, 5)]
-        stream.process(Frame(np.mean(views, axis=0).astype(np.uint8), index * 32_000_000,
-                             intrinsics, exposure_time_s=0.4 * 0.032))
+        frame = Frame(np.mean(views, axis=0).astype(np.uint8), index * 32_000_000, intrinsics,
+                      exposure_time_s=0.4 * 0.032)
+        stream.process(frame)
+        with stream.gyroscope.threads.working():  # as amid other images
+            stream.gyroscope.observe(frame)
     stream.reset()
 
 
