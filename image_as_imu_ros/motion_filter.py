@@ -98,13 +98,13 @@ def without_prior(motion: np.ndarray, covariance: np.ndarray,
 
     A filter knows better what translation to expect.
 
-    :param motion, covariance: (6,), (6, 6)
+    :param motion, covariance: (6,), (6, 6), or longer ones that begin with them
     :param translation_spread: variance of the translation that the prior expected
-    :returns: the inverse covariance times the motion, (6,), and the inverse covariance, (6, 6)
+    :returns: the inverse covariance times the motion, and the inverse covariance
     """
     posterior = np.linalg.inv(covariance)
     information = posterior.copy()
-    information[3:, 3:] -= np.eye(3) / translation_spread
+    information[3:6, 3:6] -= np.eye(3) / translation_spread
     return posterior @ motion, information
 
 
@@ -280,6 +280,14 @@ class MotionFilter:
         return self.mean[TWO_RATES]
 
     @property
+    def change_covariance(self) -> np.ndarray:
+        """Of the difference of both, (3, 3) (rad/s)^2."""
+        one, cross, _, other = (
+            self.covariance[np.ix_(a, b)] for a in (TWO_RATES[:3], TWO_RATES[3:])
+            for b in (TWO_RATES[:3], TWO_RATES[3:]))
+        return one + other - cross - cross.T
+
+    @property
     def _velocity_variance(self) -> float:
         """What is expected of the velocity over the depth beside the lever arm's, 1/s^2."""
         return (self.VELOCITY_PER_RATE * self.recent_rate) ** 2 + self.VELOCITY_FLOOR ** 2
@@ -357,9 +365,19 @@ class MotionFilter:
         """
         matrix = self._matrix(entries)
         matrix[:, DERIVATIVES] += response
-        distance = self._update_told(matrix, vector, information, unmodelled)
-        self._distance += (distance - self._distance) / min(self._measured + 1, MEMORY_MEASURED)
-        self._measured += 1
+        self._update_measured(matrix, vector, information, unmodelled)
+
+    def update_motion_and_change(self, vector: np.ndarray, information: np.ndarray,
+                                 unmodelled: np.ndarray) -> None:
+        """
+        Take in the motion since the last image and by how much the rate has changed.
+
+        :param vector, information, unmodelled: (9,), (9, 9), (9, 9), else as of `update_motion`
+        """
+        change = np.zeros((3, len(self.mean)))
+        change[:, TWO_RATES] = np.hstack([-np.eye(3), np.eye(3)])
+        self._update_measured(np.vstack([self._matrix(MOVED), change]), vector, information,
+                              unmodelled)
 
     def learn_lever(self, elapsed_s: float, turn: np.ndarray, vector: np.ndarray,
                     information: np.ndarray, unmodelled: np.ndarray = NOTHING) -> None:
@@ -387,6 +405,13 @@ class MotionFilter:
         matrix = np.zeros((6, len(self.mean)))
         matrix[:, entries] = self.lever.carried
         return matrix
+
+    def _update_measured(self, matrix: np.ndarray, vector: np.ndarray, information: np.ndarray,
+                         unmodelled: np.ndarray) -> None:
+        """Take in a measurement that also tells how far off measurements are."""
+        distance = self._update_told(matrix, vector, information, unmodelled)
+        self._distance += (distance - self._distance) / min(self._measured + 1, MEMORY_MEASURED)
+        self._measured += 1
 
     def _update_told(self, matrix: np.ndarray, vector: np.ndarray, information: np.ndarray,
                      unmodelled: np.ndarray = NOTHING) -> float:

@@ -7,11 +7,16 @@ and one whose rate changes turns by another angle in each row.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from image_as_imu_ros.geometry.alignment import Alignment
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
+from image_as_imu_ros.geometry.parallax import Matches
+from image_as_imu_ros.motion_filter import without_prior
 from image_as_imu_ros.types import CameraIntrinsics, Frame
 
 MAX_GAP_LOSS = 0.75
@@ -55,14 +60,15 @@ def effective_gap_s(turn: np.ndarray, gap_s: float, frame: Frame) -> float:
 
 
 def straightened(points_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Frame,
-                 derivatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                 derivatives: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Find where points would be seen if all rows had been exposed at the frame's stamp.
 
     :param points_px: (N, 2), of an image with the given intrinsics, undistorted
     :param derivatives: (3, 3), angular velocity at the stamp, rad/s, and its first and second
         derivative
-    :returns: (N, 2), px, and how that moves with the readout time, (N, 2), px/s
+    :returns: (N, 2), px, and how that moves with the readout time, (N, 2), px/s, and with the
+        angular velocity, (N, 2, 3), px s
     """
     share = _row_share(points_px[:, 1], intrinsics, frame.intrinsics)
     offset_s = frame.readout_time_s * share
@@ -70,7 +76,55 @@ def straightened(points_px: np.ndarray, intrinsics: CameraIntrinsics, frame: Fra
     rates = np.stack([share, share * offset_s, share * offset_s ** 2 / 2], axis=-1) @ derivatives
     field = motion_field_matrix(points_px, intrinsics)[..., :3]
     return (points_px - np.einsum('nij,nj->ni', field, turns),
-            -np.einsum('nij,nj->ni', field, rates))
+            -np.einsum('nij,nj->ni', field, rates), -field * offset_s[:, None, None])
+
+
+@dataclass(frozen=True)
+class Straightener:
+    """
+    Moves matched points to where all rows exposed at once would show them.
+
+    Points in other rows are matched over other times, so that they also tell by how much the rate
+    has changed from one image to the next.
+    """
+
+    intrinsics: CameraIntrinsics
+    """Of the images with the points."""
+    frame: Frame
+    """The later one, with the readout time."""
+    before: np.ndarray
+    now: np.ndarray
+    """What is thought of the motion at either image, as `derivatives` of `straightened`."""
+    change_information: np.ndarray
+    """(3, 3), inverse covariance of the change of the rate."""
+    readout_variance: float | None
+    """How uncertain the readout time is; None where it is told."""
+
+    def __call__(self, matches: Matches) -> Matches:
+        """Straighten; rows then differ by what the change and the readout time are off."""
+        at_earlier, earlier_per_s, _ = straightened(
+            matches.at_earlier, self.intrinsics, self.frame, self.before)
+        at_later, later_per_s, per_rate = straightened(
+            matches.at_later, self.intrinsics, self.frame, self.now)
+        by_rows, information = -per_rate, self.change_information
+        if self.readout_variance is not None:
+            by_rows = np.dstack([by_rows, earlier_per_s - later_per_s])
+            information = np.diag([0.0, 0.0, 0.0, 1.0 / self.readout_variance])
+            information[:3, :3] = self.change_information
+        return matches._replace(at_earlier=at_earlier, at_later=at_later, by_rows=by_rows,
+                                rows_information=information)
+
+    def told(self, motion: Alignment) -> tuple[np.ndarray, np.ndarray]:
+        """
+        What straightened points tell of the motion and the change, without what was expected.
+
+        :returns: inverse covariance times both, (9,), and the inverse covariance, (9, 9)
+        """
+        vector, information = without_prior(
+            np.concatenate([motion.motion, motion.rows[:3]]), motion.joint_covariance[:9, :9],
+            motion.translation_spread)
+        information[6:, 6:] -= self.change_information
+        return vector + information[:, 6:] @ (self.now[0] - self.before[0]), information
 
 
 def blur_response(intrinsics: CameraIntrinsics, frame: Frame) -> np.ndarray:
@@ -109,6 +163,7 @@ class ReadoutTime:
     ERROR_STD_S = 0.004
     """Of what one pair of images tells, beyond its own: rates while the rows are exposed err."""
     DRIFT_STD_S = 4e-4
+    CERTAIN_SHARE = 0.2
     LONGEST_S = 0.06
     NONE_S = 2e-3
     """A readout that is surely about so short does not matter."""
@@ -116,6 +171,11 @@ class ReadoutTime:
     def __init__(self) -> None:
         self.value_s = 0.0
         self.variance = self.PRIOR_STD_S ** 2
+
+    @property
+    def certain(self) -> bool:
+        """Whether changes of the rate that rows tell are of about the right size."""
+        return self.variance < (self.CERTAIN_SHARE * self.value_s) ** 2
 
     @property
     def matters(self) -> bool:
@@ -155,12 +215,8 @@ class RowTrust:
     def __bool__(self) -> bool:
         return self._log_noise < -LEAST_GAIN
 
-    def judge(self, covariance: np.ndarray, straightened_covariance: np.ndarray) -> None:
-        """
-        Take in how well points fit together as they are, and straightened.
-
-        :param covariance, straightened_covariance: of the rotations that they tell, (3, 3)
-        """
-        gain = 0.5 * np.log(np.trace(straightened_covariance) / np.trace(covariance))
-        self._log_noise += (float(np.clip(gain, -MOST_GAIN, MOST_GAIN)) - self._log_noise) \
+    def judge(self, noise_px: float, straightened_noise_px: float) -> None:
+        """Take in the noise of points as they are, and straightened."""
+        gain = math.log(straightened_noise_px / noise_px)
+        self._log_noise += (min(max(gain, -MOST_GAIN), MOST_GAIN) - self._log_noise) \
             / MEMORY_IMAGES

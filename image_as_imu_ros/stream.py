@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +24,6 @@ from image_as_imu_ros.estimator import (
 )
 from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
-from image_as_imu_ros.geometry.parallax import Matches
 from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
 from image_as_imu_ros.lever_arm import LeverArm
 from image_as_imu_ros.motion_filter import (
@@ -44,9 +42,9 @@ from image_as_imu_ros.rolling_shutter import BandEstimator
 from image_as_imu_ros.row_motion import (
     ReadoutTime,
     RowTrust,
+    Straightener,
     blur_response,
     effective_gap_s,
-    straightened,
 )
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
@@ -55,6 +53,10 @@ MIN_SIMILARITY = 0.5
 UNMODELLED_TURN, UNMODELLED_TURN_RAD = 0.015, 0.0005
 UNMODELLED_WAY = 0.2
 """Error of an aligned rotation and translation, relative to each, and at least so much."""
+EXPECTED_CHANGE, EXPECTED_CHANGE_RAD_S = 2.0, 0.1
+"""Variance of a change of rate that rows may show, relative to the filter's; at least so much."""
+UNMODELLED_CHANGE_RAD_S = 0.3
+"""Error of such a change: depths and accelerations that rows see pass for it."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
@@ -130,8 +132,9 @@ class StreamEstimator:
         self._aligner: PairAligner | None = None
         self._comparison: RelativeBlurSolver | None = None
         self._filter = MotionFilter(self._lever)
-        self._past_derivatives = np.zeros((3, 3))
+        self._past_derivatives = np.zeros((2, 3))
         self._row_trust = RowTrust()
+        self._telling_rows: Straightener | None = None
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
 
     @property
@@ -211,7 +214,7 @@ class StreamEstimator:
                 previous, observation, measurement, estimate, self._gain,
                 predicts=self.config.unresolved_sign != 'drop')
         self._previous, self.alignment = measurement, alignment
-        self._past_derivatives = self._filter.derivatives
+        self._past_derivatives = self._filter.derivatives[1:]
         return estimate
 
     def _has_bands(self, frame: Frame) -> bool:
@@ -262,6 +265,7 @@ class StreamEstimator:
     def _align(self, previous: BlurMeasurement, current: BlurMeasurement, elapsed_s: float,
                estimates_readout: bool) -> Alignment | None:
         """Motion since the last frame, started from both blurs with either sign."""
+        self._telling_rows = None
         if previous.solution is None or current.solution is None:  # a blank image matches any
             return None
         if self._aligner is None:
@@ -272,27 +276,29 @@ class StreamEstimator:
             blurs.append(measurement.solution.motion if measurement.informative else None)
             for motion in self._unsigned_motion(measurement):
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
+        straightener = self._straightener(current, estimates_readout)
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds, current.nearness, self._filter.expected_motion,
-                                        self._straightener(previous, current,
-                                                           estimates_readout))
+                                        straightener)
         if alignment is None or alignment.similarity < MIN_SIMILARITY:
             return None
         if alignment.straightened is not None:
+            by_rows = alignment.straightened
             if estimates_readout:
-                self._readout.observe(*alignment.straightened.readout)
-            self._row_trust.judge(*(each.covariance[:3, :3]
-                                    for each in (alignment, alignment.straightened)))
+                self._readout.observe(by_rows.rows[-1], by_rows.joint_covariance[-1, -1])
+            self._row_trust.judge(alignment.noise_px, by_rows.noise_px)
             if self._row_trust:
-                return alignment.straightened
+                if not estimates_readout or self._readout.certain:
+                    self._telling_rows = straightener
+                return by_rows
         if estimates_readout and not self._row_trust:
             return alignment
         turn, way = np.split(alignment.motion, 2)
         turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, current.frame))
         return replace(alignment, motion=np.concatenate([turn, way]))
 
-    def _straightener(self, previous: BlurMeasurement, current: BlurMeasurement,
-                      estimates_readout: bool) -> Callable[[Matches], Matches] | None:
+    def _straightener(self, current: BlurMeasurement,
+                      estimates_readout: bool) -> Straightener | None:
         """What moves points to where all rows exposed at once would show them, if it matters."""
         if estimates_readout:
             self._readout.drift()
@@ -303,18 +309,12 @@ class StreamEstimator:
         for motion in self._unsigned_motion(current):
             side = np.copysign(1.0, motion[:3] @ ahead.rate)
             self._update_by_blur(ahead, current, side * motion[:3])
-        before, now = self._past_derivatives, ahead.derivatives
-        std_s = self._readout.variance ** 0.5 if estimates_readout else 0.0
-
-        def straighten(matches: Matches) -> Matches:
-            # by the present idea of the readout time, in both images
-            at_earlier, earlier_per_s = straightened(
-                matches.at_earlier, current.intrinsics, current.frame, before)
-            at_later, later_per_s = straightened(
-                matches.at_later, current.intrinsics, current.frame, now)
-            return matches._replace(at_earlier=at_earlier, at_later=at_later,
-                                    per_readout=earlier_per_s - later_per_s, readout_std_s=std_s)
-        return straighten
+        before = np.vstack([ahead.two_rates[:3], self._past_derivatives])
+        change_covariance = EXPECTED_CHANGE * ahead.change_covariance \
+            + EXPECTED_CHANGE_RAD_S ** 2 * np.eye(3)
+        return Straightener(current.intrinsics, current.frame, before, ahead.derivatives,
+                            np.linalg.inv(change_covariance),
+                            self._readout.variance if estimates_readout else None)
 
     def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:
         """Rotation and translation in a second, (6,), up to their sign, where a blur tells it."""
@@ -394,7 +394,12 @@ class StreamEstimator:
         told = without_prior(alignment.motion, alignment.covariance, alignment.translation_spread)
         self._filter.see_turn(turn, alignment.covariance[:3, :3] + unmodelled[:3, :3])
         self._filter.learn_lever(elapsed_s, turn, *told, unmodelled)
-        self._filter.update_motion(MOVED, *told, unmodelled)
+        if self._telling_rows is None:
+            self._filter.update_motion(MOVED, *told, unmodelled)
+            return
+        unmodelled = np.pad(unmodelled, (0, 3))
+        unmodelled[6:, 6:] = UNMODELLED_CHANGE_RAD_S ** 2 * np.eye(3)
+        self._filter.update_motion_and_change(*self._telling_rows.told(alignment), unmodelled)
 
     def _update_by_blur(self, motion_filter: MotionFilter, measurement: BlurMeasurement,
                         rate: np.ndarray) -> None:

@@ -39,23 +39,29 @@ def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0, slop
     return later, earlier
 
 
-def test_readout_time_of_rows_is_found_beside_the_motion():
+def test_what_makes_rows_differ_is_found_beside_the_motion():
     rng = np.random.default_rng(4)
     motion = np.array([0.03, -0.05, 0.02, 0.01, -0.015, 0.004])
     later, earlier = matched(rng, motion)
     # rows of both images at other rates, as of a shaken camera
     per_readout = 400.0 * np.outer(later[:, 1] / CAMERA.height_px - 0.5, (1.0, 0.4))
-    estimate, covariance, _, _, (readout_s, variance) = motion_of_points(
-        later, earlier - 0.012 * per_readout, np.ones(COUNT), np.ones(COUNT), DEPTH_SPREAD,
-        per_readout, 0.015, CAMERA.matrix, starts_about(motion, 0.01), *NOTHING_EXPECTED)
-    assert readout_s == pytest.approx(0.012, abs=4.0 * variance ** 0.5)
-    assert variance < 0.002 ** 2
+    # and, in units of 10 ms, with an offset of some that are more alike
+    by_rows = np.stack([0.01 * per_readout, np.ones_like(per_readout)], axis=-1)
+    true, expected = np.array([1.2, 0.0]), np.diag([1.0 / 1.5 ** 2, 1.0 / 1e-4 ** 2])
+    estimate, covariance, *_, rows, joint = motion_of_points(
+        later, earlier - by_rows @ true, np.ones(COUNT), np.ones(COUNT), DEPTH_SPREAD, by_rows,
+        expected, CAMERA.matrix, starts_about(motion, 0.01), *NOTHING_EXPECTED)
+    assert rows[0] == pytest.approx(1.2, abs=4.0 * joint[6, 6] ** 0.5)
+    assert joint[6, 6] < 0.2 ** 2
+    assert abs(rows[1]) < 1e-3  # as surely as it was expected
+    np.testing.assert_allclose(joint[:6, :6], covariance)
     np.testing.assert_allclose(estimate[:3], motion[:3], atol=1.5e-3)
 
 
 def found(later, earlier, guess, depth_spread=DEPTH_SPREAD, expected=NOTHING_EXPECTED):
     return motion_of_points(later, earlier, np.ones(len(later)), np.ones(len(later)),
-                            depth_spread, np.zeros_like(later), 0.0, CAMERA.matrix,
+                            depth_spread, np.zeros((len(later), 2, 0)), np.zeros((0, 0)),
+                            CAMERA.matrix,
                             starts_about(guess, 0.01), *expected)[:3]
 
 

@@ -55,8 +55,10 @@ class Alignment:
     inlier_share: float
     translation_spread: float
     """Variance of the translation that was expected, about none, before the images were seen."""
-    readout: tuple[float, float] = (0.0, 0.0)
-    """As of `PointMotion`."""
+    noise_px: float = math.nan
+    rows: np.ndarray | None = None
+    joint_covariance: np.ndarray | None = None
+    """As of `PointMotion`, where points were matched."""
     straightened: Alignment | None = None
     """The same by points that were moved to where all rows exposed at once would show them."""
 

@@ -69,10 +69,8 @@ WAY_SPREAD = 0.02
 LEAST_WAY = 1e-5
 """A direction must not be lost."""
 AXES_WAY = np.diag([1.0, 1.0, 3.0])
-UNKNOWNS = 9
-"""Rotation, translation, slopes of the nearness across the image, and readout time."""
-KNOWN_READOUT_S = 1e-7
-"""Least standard deviation of a readout time."""
+UNKNOWNS = 8
+"""Rotation, translation, and slopes of the nearness across the image; then those of the rows."""
 NOTHING_EXPECTED = np.zeros(6), np.zeros((6, 6))
 
 
@@ -86,8 +84,12 @@ class PointMotion(NamedTuple):
     inlier_share: float
     translation_spread: float
     """Variance of the translation that was expected, about none, before the images were seen."""
-    readout: tuple[float, float]
-    """By how much the readout time differs from that of the points, s, and its variance."""
+    noise_px: float
+    """Of a point, across the line on which its depth moves it."""
+    rows: np.ndarray
+    """(E,), what makes rows differ, as of `Matches.by_rows`."""
+    joint_covariance: np.ndarray
+    """(6 + E, 6 + E), of `motion` and that."""
 
 
 def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray,
@@ -123,8 +125,8 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         near, depth_spread = nearness[row, column].astype(float), MEASURED_DEPTH_SPREAD
     way = max(float(np.linalg.norm(motion[3:])), float(np.median(matches.off_px)) / camera[0, 0])
     return tuple(PointMotion(*motion_of_points(
-        each.at_later, each.at_earlier, each.doubt, near, depth_spread, each.per_readout,
-        each.readout_std_s, camera, starts_about(motion, way), *expected))
+        each.at_later, each.at_earlier, each.doubt, near, depth_spread, each.by_rows,
+        each.rows_information, camera, starts_about(motion, way), *expected))
         for each in (matches, *([] if straighten is None else [straighten(matches)])))
 
 
@@ -151,10 +153,10 @@ class Matches(NamedTuple):
     """(N,), variance of where a point was found, relative to that of a perfect corner."""
     off_px: np.ndarray
     """(N,), distance from where the point was expected, seen in the later image."""
-    per_readout: np.ndarray
-    """(N, 2), how the match moves, seen in the earlier image, with the readout time, px/s."""
-    readout_std_s: float = 0.0
-    """How uncertain that is."""
+    by_rows: np.ndarray
+    """(N, 2, E), how a match moves, seen in the earlier image, px, with what makes rows differ."""
+    rows_information: np.ndarray
+    """(E, E), inverse covariance of what is expected of that, about zero."""
 
 
 def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray) -> Matches | None:
@@ -186,17 +188,19 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
     border = 0.5 * WINDOW_PX
     inside = ((at_earlier > border) & (at_earlier < (width - border, height - border))).all(axis=1)
     kept = inside & (found[:, 0] > 0)
-    return Matches(*(each[kept].astype(float) for each in (
+    of_points = (each[kept].astype(float) for each in (
         points[:, 0], at_earlier, 1.0 + FAIR_QUALITY * quality.max() / quality.ravel(),
-        np.linalg.norm(matched - points, axis=2)[:, 0], np.zeros_like(at_earlier))))
+        np.linalg.norm(matched - points, axis=2)[:, 0]))
+    return Matches(*of_points, np.zeros((kept.sum(), 2, 0)), np.zeros((0, 0)))
 
 
 @compiled
-def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.ndarray,
-                     nearness: np.ndarray, depth_spread: float, per_readout: np.ndarray,
-                     readout_std_s: float, camera: np.ndarray, starts: np.ndarray,
-                     expected: np.ndarray, expected_information: np.ndarray,
-                     ) -> tuple[np.ndarray, np.ndarray, float, float, tuple[float, float]]:
+def motion_of_points(
+        at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.ndarray, nearness: np.ndarray,
+        depth_spread: float, by_rows: np.ndarray, rows_information: np.ndarray,
+        camera: np.ndarray, starts: np.ndarray, expected: np.ndarray,
+        expected_information: np.ndarray,
+        ) -> tuple[np.ndarray, np.ndarray, float, float, float, np.ndarray, np.ndarray]:
     """
     Find the motion under which each point has moved, at whatever depth it is.
 
@@ -206,38 +210,40 @@ def motion_of_points(at_later: np.ndarray, at_earlier: np.ndarray, doubt: np.nda
     :param at_later, at_earlier, doubt: as of `Matches`
     :param nearness: (N,), mean depth of the scene over that of a point, as far as it is known
     :param depth_spread: standard deviation of that
-    :param per_readout, readout_std_s: as of `Matches`
+    :param by_rows, rows_information: as of `Matches`
     :param camera: camera matrix (3, 3) of both, px
     :param starts: (K, 6), rotation vector of the later camera in the earlier one's axes, rad, and
         translation over the mean depth
     :param expected, expected_information: (6,), (6, 6), as of `refined_by_points`
     :returns: as `PointMotion`
     """
-    readout_std_s = max(readout_std_s, KNOWN_READOUT_S)
-    candidates, noise = np.zeros((len(starts), UNKNOWNS)), FIRST_NOISE_PX
+    size = UNKNOWNS + len(rows_information)
+    candidates, noise = np.zeros((len(starts), size)), FIRST_NOISE_PX
     candidates[:, :6] = starts
     residuals = np.zeros((3, len(nearness)), np.float32)
     for steps, kept in SEARCH:
         costs, least = np.empty(len(candidates)), math.inf
         for k in range(len(candidates)):
             candidates[k], _, costs[k], seen, _ = _stepped(
-                at_later, at_earlier, doubt, nearness, depth_spread, depth_spread, per_readout,
-                readout_std_s, camera, candidates[k], noise, steps)
+                at_later, at_earlier, doubt, nearness, depth_spread, depth_spread, by_rows,
+                rows_information, camera, candidates[k], noise, steps)
             surprise = candidates[k, :6] - expected
             costs[k] += 0.5 * surprise @ (expected_information @ surprise)
             if costs[k] < least:
                 least, residuals = costs[k], seen
         candidates = candidates[np.argsort(costs)[:kept]]
         noise = _noise_of(residuals)
-    unknowns, covariance, inlier_share = candidates[0], np.eye(UNKNOWNS), 0.0
+    unknowns, covariance, inlier_share = candidates[0], np.eye(size), 0.0
     for _ in range(ROUNDS):
         spread = _spread_of(residuals, noise, depth_spread)
         unknowns, covariance, _, residuals, inlier_share = _stepped(
-            at_later, at_earlier, doubt, nearness, spread, depth_spread, per_readout,
-            readout_std_s, camera, unknowns, noise, ROUND_STEPS)
+            at_later, at_earlier, doubt, nearness, spread, depth_spread, by_rows,
+            rows_information, camera, unknowns, noise, ROUND_STEPS)
         noise = _noise_of(residuals)
-    return unknowns[:6], covariance[:6, :6], inlier_share, WAY_SPREAD ** 2, (
-        unknowns[8], covariance[8, 8])
+    told = np.concatenate((np.arange(6), np.arange(UNKNOWNS, size)))
+    joint = covariance[told][:, told]
+    return unknowns[:6], covariance[:6, :6], inlier_share, WAY_SPREAD ** 2, noise, \
+        unknowns[UNKNOWNS:], joint
 
 
 @compiled
@@ -259,22 +265,23 @@ def _spread_of(residuals, noise, most):
 
 
 @compiled
-def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, per_readout,
-             readout_std_s, camera, start, noise, steps):
+def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, by_rows,
+             rows_information, camera, start, noise, steps):
     """
     Take Gauss-Newton steps.
 
-    :returns: unknowns (9,), their covariance (9, 9), negative log-likelihood, residuals (3, N):
+    :returns: unknowns (8 + E,), their covariance, negative log-likelihood, residuals (3, N):
         across the line on which the depth moves a point, along it, and its way by the translation,
         px, and share of inliers
     """
     fx, fy, cx, cy = camera[0, 0], camera[1, 1], camera[0, 2], camera[1, 2]
     count = len(nearness)
-    unknowns, step, rotation = start.copy(), np.empty(UNKNOWNS), np.empty((3, 3))
+    size, more = len(start), len(rows_information)
+    unknowns, step, rotation = start.copy(), np.empty(size), np.empty((3, 3))
     turn = quaternion_of(start[0], start[1], start[2])
-    across, along = np.zeros(UNKNOWNS), np.empty(UNKNOWNS)
-    information, vector = np.empty((UNKNOWNS, UNKNOWNS)), np.empty(UNKNOWNS)
-    covariance = np.empty((UNKNOWNS, UNKNOWNS))
+    across, along = np.zeros(size), np.empty(size)
+    information, vector = np.empty((size, size)), np.empty(size)
+    covariance = np.empty((size, size))
     residuals = np.empty((3, count), np.float32)
     to_nats = 0.5 * (FREEDOM + 1.0) / POINTS_PER_WITNESS
     cost = inliers = 0.0
@@ -296,8 +303,11 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
             way = math.sqrt(way_u * way_u + way_v * way_v) + 1e-9
             along_u, along_v = way_u / way, way_v / way
             near = nearness[i] + unknowns[6] * x + unknowns[7] * y
-            off_u = at_earlier[i, 0] + unknowns[8] * per_readout[i, 0] - cx - fx * u - near * way_u
-            off_v = at_earlier[i, 1] + unknowns[8] * per_readout[i, 1] - cy - fy * v - near * way_v
+            off_u = at_earlier[i, 0] - cx - fx * u - near * way_u
+            off_v = at_earlier[i, 1] - cy - fy * v - near * way_v
+            for e in range(more):
+                off_u += unknowns[UNKNOWNS + e] * by_rows[i, 0, e]
+                off_v += unknowns[UNKNOWNS + e] * by_rows[i, 1, e]
             off_along = along_u * off_u + along_v * off_v
             off_across = along_u * off_v - along_v * off_u
             hidden = depth_spread * way
@@ -324,34 +334,43 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
             along[3], along[4] = along_u * fx * near, along_v * fy * near
             along[5] = -(along_u * fx * u + along_v * fy * v) * near
             along[6], along[7] = way * x, way * y
-            across[8] = along_v * per_readout[i, 0] - along_u * per_readout[i, 1]
-            along[8] = -along_u * per_readout[i, 0] - along_v * per_readout[i, 1]
+            for e in range(more):
+                move_u, move_v = by_rows[i, 0, e], by_rows[i, 1, e]
+                across[UNKNOWNS + e] = along_v * move_u - along_u * move_v
+                along[UNKNOWNS + e] = -along_u * move_u - along_v * move_v
             weight = 1.0 / (POINTS_PER_WITNESS * (1.0 + distance / FREEDOM))
             weight_across, weight_along = weight / variance, weight / variance_along
-            for a in range(UNKNOWNS):
+            for a in range(size):
                 vector[a] += weight_across * off_across * across[a] \
                     + weight_along * off_along * along[a]
                 for b in range(a + 1):
                     information[a, b] += weight_across * across[a] * across[b] \
                         + weight_along * along[a] * along[b]
+        for e in range(more):
+            cost += 0.5 * unknowns[UNKNOWNS + e] * dot(rows_information[e], unknowns[UNKNOWNS:])
         if iteration == steps:
             break
-        for a in range(UNKNOWNS):
+        for a in range(size):
             for b in range(a):
                 information[b, a] = information[a, b]
+        for a in range(size):
             if a < 3:
                 information[a, a] += WEAK_PRIOR
-            else:
-                prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread if a < 8
-                               else readout_std_s) ** 2
+            elif a < UNKNOWNS:
+                prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread) ** 2
                 information[a, a] += prior
                 vector[a] -= prior * unknowns[a]
+            else:
+                for e in range(more):
+                    prior = rows_information[a - UNKNOWNS, e]
+                    information[a, UNKNOWNS + e] += prior
+                    vector[a] -= prior * unknowns[UNKNOWNS + e]
         invert(information)
         covariance[:] = information
-        for a in range(UNKNOWNS):
+        for a in range(size):
             step[a] = dot(covariance[a], vector)
         turn = composed(quaternion_of(step[0], step[1], step[2]), turn)
-        for a in range(3, UNKNOWNS):
+        for a in range(3, size):
             unknowns[a] += step[a]
     scale = vector_scale(turn)
     for d in range(3):
