@@ -167,6 +167,7 @@ class Witness(Node):
         """Remember that an image of this stamp is on its way."""
         now_s = time.monotonic()
         with self._changed:
+            self._sent_s.pop(stamp_ns, None)  # one that is sent again is the newest
             self._sent_s[stamp_ns] = now_s
             while len(self._sent_s) > 50_000:
                 del self._sent_s[next(iter(self._sent_s))]
