@@ -15,7 +15,7 @@ import numpy as np
 
 from image_as_imu_ros.geometry.alignment import Alignment
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
-from image_as_imu_ros.geometry.parallax import Matches
+from image_as_imu_ros.geometry.parallax import Matches, PointMotion
 from image_as_imu_ros.motion_filter import without_prior
 from image_as_imu_ros.types import CameraIntrinsics, Frame
 
@@ -114,7 +114,7 @@ class Straightener:
         return matches._replace(at_earlier=at_earlier, at_later=at_later, by_rows=by_rows,
                                 rows_information=information)
 
-    def told(self, motion: Alignment) -> tuple[np.ndarray, np.ndarray]:
+    def told(self, motion: Alignment | PointMotion) -> tuple[np.ndarray, np.ndarray]:
         """
         What straightened points tell of the motion and the change, without what was expected.
 

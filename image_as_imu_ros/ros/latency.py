@@ -101,7 +101,7 @@ def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> 
     camera = subprocess.Popen(
         [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', str(size[0]),
          '--height', str(size[1]), '--rate', str(rate), '--namespace', NAMESPACE],
-        cwd=PACKAGE_PARENT)
+        cwd=PACKAGE_PARENT, stdout=subprocess.DEVNULL)
     try:
         end_s = time.monotonic() + START_LIMIT_S + WARM_UP / rate
         while monitor.totals()['received'] < WARM_UP:
