@@ -282,10 +282,14 @@ class MotionFilter:
     @property
     def change_covariance(self) -> np.ndarray:
         """Of the difference of both, (3, 3) (rad/s)^2."""
-        one, cross, _, other = (
-            self.covariance[np.ix_(a, b)] for a in (TWO_RATES[:3], TWO_RATES[3:])
-            for b in (TWO_RATES[:3], TWO_RATES[3:]))
-        return one + other - cross - cross.T
+        return self._change_matrix @ self.covariance @ self._change_matrix.T
+
+    @property
+    def _change_matrix(self) -> np.ndarray:
+        """Of which state that difference is, (3, n)."""
+        matrix = np.zeros((3, len(self.mean)))
+        matrix[:, TWO_RATES] = np.hstack([-np.eye(3), np.eye(3)])
+        return matrix
 
     @property
     def _velocity_variance(self) -> float:
@@ -374,10 +378,8 @@ class MotionFilter:
 
         :param vector, information, unmodelled: (9,), (9, 9), (9, 9), else as of `update_motion`
         """
-        change = np.zeros((3, len(self.mean)))
-        change[:, TWO_RATES] = np.hstack([-np.eye(3), np.eye(3)])
-        self._update_measured(np.vstack([self._matrix(MOVED), change]), vector, information,
-                              unmodelled)
+        self._update_measured(np.vstack([self._matrix(MOVED), self._change_matrix]), vector,
+                              information, unmodelled)
 
     def learn_lever(self, elapsed_s: float, turn: np.ndarray, vector: np.ndarray,
                     information: np.ndarray, unmodelled: np.ndarray = NOTHING) -> None:

@@ -550,7 +550,8 @@ class Soak:
                 [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', '96',
                  '--height', '72', '--encoding', 'mono8'], cwd=CHECKOUT, stdout=subprocess.PIPE)
             try:
-                if select.select([camera.stdout], [], [], START_LIMIT_S)[0]:
+                ready, _, _ = select.select([camera.stdout], [], [], START_LIMIT_S)
+                if ready and camera.stdout.readline():  # else it ended
                     first_image_s = time.monotonic()
                     self.result.discovery_s.append(first_image_s - begin_s)
                     self._witness.wait(lambda: self._witness.answers > before,  # noqa: B023

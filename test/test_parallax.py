@@ -61,8 +61,7 @@ def test_what_makes_rows_differ_is_found_beside_the_motion():
 def found(later, earlier, guess, depth_spread=DEPTH_SPREAD, expected=NOTHING_EXPECTED):
     return motion_of_points(later, earlier, np.ones(len(later)), np.ones(len(later)),
                             depth_spread, np.zeros((len(later), 2, 0)), np.zeros((0, 0)),
-                            CAMERA.matrix,
-                            starts_about(guess, 0.01), *expected)[:3]
+                            CAMERA.matrix, starts_about(guess, 0.01), *expected)[:3]
 
 
 WAYS = [(0.02, 0.0, 0.0), (0.0, -0.015, 0.004), (0.004, 0.004, 0.03), (0.0, 0.0, 0.0)]

@@ -64,7 +64,7 @@ def test_points_are_straightened_as_a_pinhole_camera_turns():
     np.testing.assert_allclose(found, at_once, atol=0.5)
     assert np.median(np.abs(found - at_once)) < 0.03 * np.median(np.abs(seen - at_once))
     longer, *_ = straightened(seen, CAMERA, replace(FRAME, readout_time_s=READOUT_S + 1e-4),
-                             derivatives)
+                              derivatives)
     np.testing.assert_allclose((longer - found) / 1e-4, per_second, rtol=0.02, atol=1.0)
 
 
@@ -82,8 +82,8 @@ def test_points_tell_by_how_much_the_rate_has_changed():
             for points, derivatives in ((at_later, now), (at_earlier, before))]
     matches = Matches(*(each + 0.1 * rng.standard_normal((150, 2)) for each in seen),
                       np.ones(150), np.zeros(150), np.zeros((150, 2, 0)), np.zeros((0, 0)))
-    idea = before.copy()  # that the rate has not changed
-    straighten = Straightener(CAMERA, FRAME, before, idea, 0.5 * np.eye(3), None)
+    # by the idea that the rate has not changed
+    straighten = Straightener(CAMERA, FRAME, before, before, 0.5 * np.eye(3), None)
     by_rows = straighten(matches)
     motion = PointMotion(*motion_of_points(
         by_rows.at_later, by_rows.at_earlier, by_rows.doubt, np.ones(150), DEPTH_SPREAD,

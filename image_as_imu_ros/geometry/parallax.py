@@ -347,24 +347,21 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
                     information[a, b] += weight_across * across[a] * across[b] \
                         + weight_along * along[a] * along[b]
         for e in range(more):
-            cost += 0.5 * unknowns[UNKNOWNS + e] * dot(rows_information[e], unknowns[UNKNOWNS:])
+            surprise = dot(rows_information[e], unknowns[UNKNOWNS:])
+            cost += 0.5 * unknowns[UNKNOWNS + e] * surprise
+            vector[UNKNOWNS + e] -= surprise
         if iteration == steps:
             break
         for a in range(size):
             for b in range(a):
                 information[b, a] = information[a, b]
-        for a in range(size):
             if a < 3:
                 information[a, a] += WEAK_PRIOR
             elif a < UNKNOWNS:
                 prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread) ** 2
                 information[a, a] += prior
                 vector[a] -= prior * unknowns[a]
-            else:
-                for e in range(more):
-                    prior = rows_information[a - UNKNOWNS, e]
-                    information[a, UNKNOWNS + e] += prior
-                    vector[a] -= prior * unknowns[UNKNOWNS + e]
+        information[UNKNOWNS:, UNKNOWNS:] += rows_information
         invert(information)
         covariance[:] = information
         for a in range(size):

@@ -59,7 +59,7 @@ class OnnxCells:
     def _open(self, onnxruntime: Any, folder: Path) -> None:
         self._critic = open_session(onnxruntime, folder / CRITIC, 1)
         self._networks = {count: open_session(onnxruntime, folder / NETWORK, count)
-                          for count in (self._threads.least, self._threads.most)}
+                          for count in {self._threads.least, self._threads.most}}
         self._inputs = [each.name for each in self._networks[self._threads.least].get_inputs()]
 
     def log_probabilities(self, images: np.ndarray) -> np.ndarray:

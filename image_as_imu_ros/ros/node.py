@@ -638,8 +638,8 @@ def warm_up(stream: StreamEstimator) -> None:
         frame = Frame(np.mean(views, axis=0).astype(np.uint8), index * 32_000_000, intrinsics,
                       exposure_time_s=0.4 * 0.032)
         stream.process(frame)
-        with stream.gyroscope.threads.working():  # as amid other images
-            stream.gyroscope.observe(frame)
+    with stream.gyroscope.threads.working():  # as amid other images
+        stream.gyroscope.observe(frame)
     stream.reset()
 
 
