@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import expm
 
-from image_as_imu_ros.geometry.relative_blur import LEAST_INFORMATION
 from image_as_imu_ros.lever_arm import LeverArm
 
 RESOLVED_MARGIN = 2.0
@@ -29,6 +28,8 @@ MOVED = np.r_[0:3, 21:24]
 TWIST = np.r_[RATE, 18:21]
 """The rate, and the velocity beside that of the lever arm, now."""
 NOTHING = np.zeros((6, 6))
+LEAST_INFORMATION = 1e-6
+"""Directions that are told less, relative to the best, count as not told."""
 DISTANCE_SHARE = 1.03
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 USUAL_DISTANCE = 0.25
@@ -393,14 +394,17 @@ class MotionFilter:
         own_way = self._velocity_variance * elapsed_s * (elapsed_s + 2.0 * self.VELOCITY_LENGTH_S)
         self.lever.observe(turn, vector, information, own_way + unmodelled[3, 3])
 
-    def update_two_rates(self, rates: np.ndarray, information: np.ndarray) -> None:
+    def update_rate_and_twist(self, vector: np.ndarray, information: np.ndarray,
+                              unmodelled: np.ndarray) -> None:
         """
-        Take in how the rates at the last image and now belong together.
+        Take in how the rate at the last image and the motion now belong together.
 
-        :param rates: (6,) rad/s
-        :param information: (6, 6) their inverse covariance, which may be singular
+        :param vector, information: (9,), (9, 9), of the rate then, (3,), and the twist now, (6,):
+            their inverse covariance, which may be singular, and its product with them
+        :param unmodelled: (9, 9), as of `update_motion`
         """
-        self._update_told(np.eye(len(self.mean))[TWO_RATES], information @ rates, information)
+        self._update_told(np.vstack([np.eye(len(self.mean))[TWO_RATES[:3]], self.twist_matrix]),
+                          vector, information, unmodelled)
 
     def _matrix(self, entries: np.ndarray) -> np.ndarray:
         """Of which state a whole motion is, (6, n): MOVED or TWIST with the lever arm's part."""

@@ -57,6 +57,10 @@ EXPECTED_CHANGE, EXPECTED_CHANGE_RAD_S = 2.0, 0.1
 """Variance of a change of rate that rows may show, relative to the filter's; at least so much."""
 UNMODELLED_CHANGE_RAD_S = 0.3
 """Error of such a change: depths and accelerations that rows see pass for it."""
+UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S = 0.03, 0.05
+"""Error of a rate by compared blurs, relative to it, and beyond that."""
+COMPARISONS = 2
+"""Of the same two blurs, each about what the one before has found."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
@@ -133,6 +137,7 @@ class StreamEstimator:
         self._comparison: RelativeBlurSolver | None = None
         self._filter = MotionFilter(self._lever)
         self._past_derivatives = np.zeros((2, 3))
+        self._past_velocity = np.zeros(3)
         self._row_trust = RowTrust()
         self._telling_rows: Straightener | None = None
         self._gain_history: list[tuple[np.ndarray, np.ndarray, float]] = []
@@ -215,6 +220,7 @@ class StreamEstimator:
                 predicts=self.config.unresolved_sign != 'drop')
         self._previous, self.alignment = measurement, alignment
         self._past_derivatives = self._filter.derivatives[1:]
+        self._past_velocity = self._filter.twist[3:]
         return estimate
 
     def _has_bands(self, frame: Frame) -> bool:
@@ -237,20 +243,24 @@ class StreamEstimator:
             return
         if self._comparison is None:
             self._comparison = RelativeBlurSolver(current.intrinsics)
-        to_motion = self._gain.value * np.repeat(
-            [previous.frame.exposure_time_s, current.frame.exposure_time_s], 3)
-        turns = self._filter.two_rates * to_motion
-        motions = []
-        for measurement, turn in ((previous, turns[:3]), (current, turns[3:])):
-            translation = measurement.solution.motion[3:]
-            facing = np.sign(measurement.solution.motion[:3] @ turn)
-            motions.append(np.concatenate([turn, facing * translation]))
-        relative = self._comparison.compare(previous.working_image, current.working_image,
-                                            alignment, *motions)
-        if relative is not None:
-            self._filter.update_two_rates(
-                relative.rotations / to_motion,
-                relative.information * np.outer(to_motion, to_motion))
+        then, now = (self._gain.value * measurement.frame.exposure_time_s
+                     for measurement in (previous, current))
+        to_motion = np.repeat([then, now], [3, 6])
+        compared = self._filter
+        for _ in range(COMPARISONS):
+            earlier = np.concatenate([compared.two_rates[:3], self._past_velocity])
+            relative = self._comparison.compare(
+                previous.working_image, current.working_image, alignment, then * earlier,
+                now * compared.twist)
+            if relative is None:
+                return
+            unmodelled = np.zeros((9, 9))
+            unmodelled[3:6, 3:6] = unmodelled_comparison(compared.rate) * np.eye(3)
+            compared = copy.copy(self._filter)
+            compared.update_rate_and_twist(
+                to_motion * relative.vector,
+                np.outer(to_motion, to_motion) * relative.information, unmodelled)
+        self._filter = compared
 
     def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
         """State the exposure where it is estimated, and leave the blur out before it is known."""
@@ -418,6 +428,11 @@ class StreamEstimator:
 def unmodelled_turn(turn: np.ndarray) -> float:
     """Variance of what an aligned rotation (3,) errs by beyond its covariance, rad^2."""
     return UNMODELLED_TURN ** 2 * float(turn @ turn) + UNMODELLED_TURN_RAD ** 2
+
+
+def unmodelled_comparison(rate: np.ndarray) -> float:
+    """Variance of what a rate (3,) by compared blurs errs by beyond its covariance, rad^2/s^2."""
+    return UNMODELLED_COMPARISON ** 2 * float(rate @ rate) + UNMODELLED_COMPARISON_RAD_S ** 2
 
 
 def with_twist(estimate: MotionEstimate, twist: np.ndarray, covariance: np.ndarray,

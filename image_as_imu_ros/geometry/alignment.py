@@ -137,24 +137,15 @@ def _field_of_corners(intrinsics: CameraIntrinsics) -> np.ndarray:
         [[0.0, 0.0], [right, 0.0], [0.0, bottom], [right, bottom]]), intrinsics)
 
 
-def blurred_along(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray,
-                  step_px: float, least: int = 1,
-                  to_image: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def count_of_views(intrinsics: CameraIntrinsics, motion: np.ndarray, step_px: float,
+                   least: int = 1) -> int:
     """
-    Mean of what a camera sees in even steps along a motion over an exposure.
+    How many views along a motion (6,) are to be averaged.
 
-    :param image: (h, w) float32, in the middle of the exposure
-    :param motion: (6,) w T and v T / Z
-    :param step_px: longest step of any pixel, up to MAX_VIEWS steps
-    :param least: fewest steps
-    :param to_image: homography (3, 3) from what the camera sees to the image; None: the same
-    :returns: mean, and the same of views times their times, -0.5 to 0.5 exposures
+    :param step_px: longest step of any pixel from one to the next, up to MAX_VIEWS
+    :param least: fewest views
     """
-    steps = min(max(math.ceil(reach_px(intrinsics, motion) / step_px), least), MAX_VIEWS)
-    if steps == 1 and to_image is None:
-        return image, np.zeros_like(image)
-    return mean_of_views(image, np.eye(3) if to_image is None else to_image, intrinsics.matrix,
-                         motion, steps)
+    return min(max(math.ceil(reach_px(intrinsics, motion) / step_px), least), MAX_VIEWS)
 
 
 def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarray | None,
@@ -164,9 +155,10 @@ def with_blur(image: np.ndarray, intrinsics: CameraIntrinsics, motion: np.ndarra
 
     :param image: (h, w) float32
     :param motion: (6,), either sign gives the same; None: there is none
-    :param step_px: as of `blurred_along`
+    :param step_px: as of `count_of_views`
     """
-    return image if motion is None else blurred_along(image, intrinsics, motion, step_px)[0]
+    count = 1 if motion is None else count_of_views(intrinsics, motion, step_px)
+    return image if count == 1 else mean_of_views(image, intrinsics.matrix, motion, count)
 
 
 class PairAligner:

@@ -20,6 +20,8 @@ MIN_OVERLAP = 0.35
 """Least share of the pixels that must be seen in both images."""
 PIXELS_PER_WITNESS = 200.0
 """Neighbouring residuals are alike: so many pixels count as one independent witness."""
+COMPARED_PER_WITNESS = 30.0
+"""The same of blurs that are compared at one pixel of nine."""
 OUTLIER = 2.5
 """Standard deviations from which on a residual counts less."""
 LEAST_NOISE = 1e-3
@@ -37,40 +39,27 @@ DIGITS = ((31, 20), (20, 10), (10, 0))
 
 
 @compiled
-def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
-                  count: int) -> tuple[np.ndarray, np.ndarray]:
+def mean_of_views(image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
+                  count: int) -> np.ndarray:
     """
     Mean of what a camera sees along a motion; the image goes on beyond its border.
 
-    :param image: (h, w) float32
-    :param to_image: homography (3, 3), from what the camera sees without motion to the image
+    :param image: (h, w) float32, what it sees in the middle
     :param camera: camera matrix (3, 3), px
     :param motion: (6,), rotation vector and translation / Z
     :param count: of views, in even steps
-    :returns: mean of the views, and of each times its time, -0.5 to 0.5, both (h, w) float32
+    :returns: (h, w) float32
     """
     height, width = image.shape
     pixels, columns = image.ravel(), np.empty(width, np.float32)
     for i in range(width):
         columns[i] = i
-    mean, moment = np.zeros_like(image), np.zeros_like(image)
+    mean = np.zeros_like(image)
     corners = np.empty(width, np.uint32)
     across, down = np.empty(width, np.float32), np.empty(width, np.float32)
-    values = np.empty(width, np.float32)
-    rotation, plane = np.empty((3, 3)), np.empty((3, 3))
-    h = np.zeros((3, 3), np.float32)
+    h, weight = np.empty((3, 3), np.float32), np.float32(1.0 / count)
     for k in range(count):
-        time = (k + 0.5) / count - 0.5
-        write_rotation(rotation, quaternion_of(time * motion[0], time * motion[1],
-                                              time * motion[2]))
-        _write_homography(plane, camera, rotation, time * motion[3], time * motion[4],
-                          time * motion[5])
-        for i in range(3):
-            for j in range(3):
-                h[i, j] = to_image[i, 0] * plane[0, j] + to_image[i, 1] * plane[1, j] \
-                    + to_image[i, 2] * plane[2, j]
-        weight = np.float32(1.0 / count)
-        timed_weight = np.float32(time / count)
+        _write_view(h, camera, motion, (k + 0.5) / count - 0.5)
         for row in range(height):
             y = np.float32(row)
             x0, y0, z0 = h[0, 1] * y + h[0, 2], h[1, 1] * y + h[1, 2], h[2, 1] * y + h[2, 2]
@@ -80,12 +69,62 @@ def mean_of_views(image: np.ndarray, to_image: np.ndarray, camera: np.ndarray, m
                     (h[0, 0] * columns[i] + x0) * over_z, (h[1, 0] * columns[i] + y0) * over_z,
                     width, height)
             for i in range(width):
-                values[i] = _between(pixels, corners[i], width, across[i], down[i])
-            for i in range(width):
-                mean[row, i] += weight * values[i]
-            for i in range(width):
-                moment[row, i] += timed_weight * values[i]
-    return mean, moment
+                mean[row, i] += weight * _between(pixels, corners[i], width, across[i], down[i])
+    return mean
+
+
+@compiled
+def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
+               count: int, pixels: np.ndarray, border_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Mean of what a camera sees at some of its pixels along a motion, and what longer ways change.
+
+    :param detail: (3, h, w) float32, an image and its gradient along x and y
+    :param to_image: homography (3, 3), from what the camera sees in the middle to the image
+    :param camera, motion, count: as of `mean_of_views`
+    :param pixels: (2, N) float32
+    :param border_px: of the image, which must not be seen
+    :returns: mean of the views, and of their gradients in the camera's pixels, each times its
+        time, -0.5 to 0.5, (3, N) float32; and whether a pixel sees the image alone, (N,) bool
+    """
+    height, width = detail.shape[1:]
+    right, bottom = np.float32(width - 1 - border_px), np.float32(height - 1 - border_px)
+    border = np.float32(border_px)
+    image, along_x, along_y = detail[0].ravel(), detail[1].ravel(), detail[2].ravel()
+    number = pixels.shape[1]
+    seen, inside = np.zeros((3, number), np.float32), np.ones(number, np.bool_)
+    corners = np.empty(number, np.uint32)
+    across, down = np.empty(number, np.float32), np.empty(number, np.float32)
+    u, v, over_z = (np.empty(number, np.float32), np.empty(number, np.float32),
+                    np.empty(number, np.float32))
+    plane, h = np.empty((3, 3), np.float32), np.empty((3, 3), np.float32)
+    weight = np.float32(1.0 / count)
+    for k in range(count):
+        time = (k + 0.5) / count - 0.5
+        _write_view(plane, camera, motion, time)
+        for i in range(3):
+            for j in range(3):
+                h[i, j] = to_image[i, 0] * plane[0, j] + to_image[i, 1] * plane[1, j] \
+                    + to_image[i, 2] * plane[2, j]
+        for i in range(number):
+            x, y = pixels[0, i], pixels[1, i]
+            over_z[i] = ONE / max(h[2, 0] * x + h[2, 1] * y + h[2, 2], NEAR)
+            u[i] = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * over_z[i]
+            v[i] = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * over_z[i]
+            inside[i] &= (u[i] >= border) & (u[i] <= right) & (v[i] >= border) & (v[i] <= bottom)
+            corners[i], across[i], down[i] = _place(u[i], v[i], width, height)
+        for i in range(number):
+            seen[0, i] += weight * _between(image, corners[i], width, across[i], down[i])
+        timed = np.float32(time / count)
+        for i in range(number):
+            gx = _between(along_x, corners[i], width, across[i], down[i])
+            gy = _between(along_y, corners[i], width, across[i], down[i])
+            scale = timed * over_z[i]
+            seen[1, i] += scale * (gx * (h[0, 0] - u[i] * h[2, 0])
+                                   + gy * (h[1, 0] - v[i] * h[2, 0]))
+            seen[2, i] += scale * (gx * (h[0, 1] - u[i] * h[2, 1])
+                                   + gy * (h[1, 1] - v[i] * h[2, 1]))
+    return seen, inside
 
 
 @compiled
@@ -202,7 +241,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
             magnitude[i] = abs(residual[i]) if seen[i] > ZERO else NOT_COUNTED
         similarity = 1.0 - misfit / (2.0 * b_power)
         information, vector, inliers = weighted_sums(jacobian, residual, magnitude, int(number),
-                                                     LEAST_NOISE)
+                                                     LEAST_NOISE, PIXELS_PER_WITNESS)
         inlier_share = inliers / number
         angle = angle_of(turn)
         spread = TRANSLATION_PRIOR ** 2 * angle * angle + TRANSLATION_PRIOR_FLOOR ** 2
@@ -226,28 +265,28 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
 
 
 @compiled
-def compared(blurred: np.ndarray, moments_x: np.ndarray, moments_y: np.ndarray,
-             chosen: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compared(seen: np.ndarray, chosen: np.ndarray,
+             field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Least squares of what two images differ by, over a change of the motions that blur them.
 
-    Each image, taken to unit contrast, has the blur of both; a longer way takes what is seen
-    before and after further off.
+    Each image, taken to unit contrast, has the blur of both.
 
-    :param blurred: (2, M) float32, the images
-    :param moments_x, moments_y: (2, M) float32, gradients of their views, each times its time
+    :param seen: (2, 3, M) float32, as of `seen_along`: the earlier image along the later motion,
+        and the later image along the earlier motion
     :param chosen: (N,), indices of the pixels
-    :param field: (2, 3, M) float32, motion field of rotations
-    :returns: information (6, 6) and vector (6,) of the change of the rotations of both
+    :param field: (2, 6, M) float32, motion field there
+    :returns: information (9, 9) and vector (9,) of the change of the earlier rotation and the
+        later motion
     """
     count = len(chosen)
-    residual, jacobian = np.zeros(count, np.float32), np.empty((6, count), np.float32)
-    value = np.empty(count, np.float32)
+    residual, jacobian = np.zeros(count, np.float32), np.empty((9, count), np.float32)
+    value, slope = np.empty(count, np.float32), np.empty(count, np.float32)
     for image in range(2):
         sign = ONE - np.float32(2 * image)
         mean = ZERO
         for i in range(count):
-            value[i] = blurred[image, chosen[i]]
+            value[i] = seen[image, 0, chosen[i]]
             mean += value[i]
         mean /= np.float32(count)
         power = ZERO
@@ -260,18 +299,19 @@ def compared(blurred: np.ndarray, moments_x: np.ndarray, moments_y: np.ndarray,
             value[i] *= over_contrast
             residual[i] += sign * value[i]
         # each image is blurred by the other's motion
-        slopes = jacobian_at(chosen, moments_x[image], moments_y[image], field)
-        for d in range(3):
-            slope = slopes[d]
+        first, last = (3, 9) if image == 0 else (0, 3)
+        for d in range(first, last):
             along = ZERO
             for i in range(count):
+                at = chosen[i]
+                slope[i] = seen[image, 1, at] * field[0, d - first, at] \
+                    + seen[image, 2, at] * field[1, d - first, at]
                 along += value[i] * slope[i]
             along /= np.float32(count)
-            target = jacobian[d + 3 * (1 - image)]
             for i in range(count):
-                target[i] = sign * over_contrast * (along * value[i] - slope[i])
+                jacobian[d, i] = sign * over_contrast * (along * value[i] - slope[i])
     information, vector, _ = weighted_sums(jacobian, residual, np.abs(residual), count,
-                                           LEAST_MISFIT)
+                                           LEAST_MISFIT, COMPARED_PER_WITNESS)
     return information, -vector
 
 
@@ -330,21 +370,22 @@ def deviation(magnitudes: np.ndarray, count: int) -> float:
 
 @compiled
 def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndarray, count: int,
-                  least_noise: float) -> tuple[np.ndarray, np.ndarray, int]:
+                  least_noise: float,
+                  pixels_per_witness: float) -> tuple[np.ndarray, np.ndarray, int]:
     """
     Sums of robust least squares.
 
     Weights are the inverse variance, less for outliers and for neighbours.
 
-    :param jacobian: (6, N) float32
+    :param jacobian: (D, N) float32
     :param residual, magnitude: (N,) float32; where the magnitude is negative it does not count
     :param count: of those that do
     :param least_noise: the standard deviation of residuals is at least so much
-    :returns: information (6, 6), vector (6,), and the number of inliers
+    :returns: information (D, D), vector (D,), and the number of inliers
     """
     noise = deviation(magnitude, count) + least_noise
     scale = np.float32(1.0 / (OUTLIER * noise) ** 2)
-    full = np.float32(1.0 / (PIXELS_PER_WITNESS * noise ** 2))
+    full = np.float32(1.0 / (pixels_per_witness * noise ** 2))
     weight, weighted = np.empty(len(residual), np.float32), np.empty(len(residual), np.float32)
     inliers = 0
     for i in range(len(residual)):
@@ -352,8 +393,9 @@ def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndar
         counts = magnitude[i] >= ZERO
         weight[i] = full / ((ONE + square) * (ONE + square)) if counts else ZERO
         inliers += counts & (square < ONE)
-    information, vector = np.empty((6, 6)), np.empty(6)
-    for a in range(6):
+    size = len(jacobian)
+    information, vector = np.empty((size, size)), np.empty(size)
+    for a in range(size):
         for i in range(len(weight)):
             weighted[i] = weight[i] * jacobian[a, i]
         vector[a] = dot(weighted, residual)
@@ -379,6 +421,18 @@ def _between(pixels, corner, width, across, down):
     upper = pixels[corner] + across * (pixels[corner + 1] - pixels[corner])
     lower = pixels[under] + across * (pixels[under + 1] - pixels[under])
     return upper + down * (lower - upper)
+
+
+@compiled
+def _write_view(homography, camera, motion, time):
+    """What a camera sees at a time of a motion over one unit of it, as a homography."""
+    rotation, view = np.empty((3, 3)), np.empty((3, 3))
+    write_rotation(rotation, quaternion_of(time * motion[0], time * motion[1], time * motion[2]))
+    _write_homography(view, camera, rotation, time * motion[3], time * motion[4],
+                      time * motion[5])
+    for i in range(3):
+        for j in range(3):
+            homography[i, j] = view[i, j]
 
 
 @compiled

@@ -2,9 +2,7 @@
 How the blurs of two neighbouring images compare, by the scene that both of them show.
 
 Each image, given the other's blur, must look like the other one: a photometric residual that is
-linear in both motions nearby. It tells their difference far better than either image by itself
-tells its own; of a factor that both lengths share it tells nothing, as blurring everything more
-hides any misfit.
+linear in both motions nearby. It tells them far better than either image by itself does.
 """
 
 from __future__ import annotations
@@ -14,38 +12,36 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from image_as_imu_ros.geometry.alignment import (
-    Alignment,
-    blurred_along,
-    field_of_pixels,
-    reach_px,
-)
-from image_as_imu_ros.geometry.photometric import compared, homography_of
+from image_as_imu_ros.geometry.alignment import Alignment, count_of_views, field_of_pixels
+from image_as_imu_ros.geometry.photometric import compared, homography_of, seen_along
 from image_as_imu_ros.types import CameraIntrinsics
 
-REDUCTION = 2
-"""Of the working image."""
+GRID_PX = 3
+"""Spacing of the pixels that are compared."""
 GAMMA = 2.2
 """Light blurs, not its encoding."""
-STEP_PX = 2.0
+STEP_PX = 4.0
 LEAST_VIEWS = 4
 DETAIL_PX = 6.0
 """Standard deviation of the Gaussian whose result is taken off, so that shading does not count."""
-BORDER_PX = 4
-LEAST_INFORMATION = 1e-6
-"""Directions that are told less, relative to the best, count as not told."""
+BORDER_PX = 4.0
 MIN_SHARE = 0.15
-"""Least share of the image that must be seen in both, away from what the blur brings in."""
+"""Least share of the pixels that see only what is in both images."""
 
 
 @dataclass(frozen=True)
 class RelativeBlur:
-    """Rotations over the exposures of two images, as their likeness ties them to each other."""
+    """
+    Rotation over the exposure of an image and motion over that of the next one, as they belong.
 
-    rotations: np.ndarray
-    """(6,) w T of the earlier image, then of the later one, each in its camera's axes, rad."""
+    In the form of their information, which may be singular: that of the earlier rotation, (3,) in
+    rad, and the later motion, (6,) w T and v T / Z, each in its camera's axes.
+    """
+
+    vector: np.ndarray
+    """(9,), `information` times rotation and motion."""
     information: np.ndarray
-    """(6, 6) inverse covariance of `rotations`, singular along what is not told, 1/rad^2."""
+    """(9, 9), their inverse covariance."""
 
 
 class RelativeBlurSolver:
@@ -56,15 +52,17 @@ class RelativeBlurSolver:
     """
 
     def __init__(self, intrinsics: CameraIntrinsics) -> None:
-        self._reduced = intrinsics.resized(intrinsics.width_px // REDUCTION,
-                                           intrinsics.height_px // REDUCTION)
-        self._size = (self._reduced.width_px, self._reduced.height_px)
-        self._field = np.ascontiguousarray(field_of_pixels(self._reduced)[:, :3])
+        self._intrinsics = intrinsics
+        rows, columns = np.mgrid[:intrinsics.height_px:GRID_PX, :intrinsics.width_px:GRID_PX]
+        self._pixels = np.stack([columns.ravel(), rows.ravel()]).astype(np.float32)
+        self._field = np.ascontiguousarray(
+            field_of_pixels(intrinsics)[..., (rows * intrinsics.width_px + columns).ravel()])
+        self._seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def compare(self, earlier: np.ndarray, later: np.ndarray, alignment: Alignment,
                 earlier_motion: np.ndarray, later_motion: np.ndarray) -> RelativeBlur | None:
         """
-        Find how the rotations over the exposures of two images belong together.
+        Find how the motions over the exposures of two images belong together.
 
         :param earlier, later: (h, w) float32, 0 to 1
         :param alignment: from the earlier to the later image
@@ -73,52 +71,37 @@ class RelativeBlurSolver:
         :returns: None where too little of the scene is in both images
         """
         turn = cv2.Rodrigues(alignment.motion[:3])[0]
-        homography = homography_of(self._reduced.matrix, alignment.motion)
-        # from here on in the axes of the later camera
-        to_later = np.eye(6)
-        to_later[:3, :3] = to_later[3:, 3:] = turn.T
-        motions = [to_later @ earlier_motion, later_motion]
-        inner = self._inner(homography, motions)
-        if len(inner) < MIN_SHARE * self._size[0] * self._size[1]:
+        camera = self._intrinsics.matrix
+        in_later_axes = np.concatenate([turn.T @ earlier_motion[:3], turn.T @ earlier_motion[3:]])
+        views, inside = zip(*(
+            seen_along(self._detail(image), to_image, camera, motion,
+                       count_of_views(self._intrinsics, motion, STEP_PX, LEAST_VIEWS),
+                       self._pixels, BORDER_PX)
+            for image, to_image, motion in (
+                (earlier, homography_of(camera, alignment.motion), later_motion),
+                (later, np.eye(3), in_later_axes))))
+        chosen = np.flatnonzero(inside[0] & inside[1])
+        if len(chosen) < MIN_SHARE * len(inside[0]):
             return None
-        views, moments = [], []
-        for image, motion, to_image in ((earlier, motions[1], homography),
-                                        (later, motions[0], None)):
-            light = cv2.pow(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), GAMMA)
-            mean, moment = blurred_along(light, self._reduced, motion, STEP_PX, LEAST_VIEWS,
-                                         to_image)
-            views.append(_detail(mean).ravel())
-            moments.append(_detail(moment))
-        slopes = (np.stack([cv2.Sobel(moment, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8).ravel()
-                            for moment in moments]) for dx, dy in ((1, 0), (0, 1)))
-        information, vector = compared(np.stack(views), *slopes, inner, self._field)
-        # a factor common to both lengths is left open
-        rotations = np.concatenate([motion[:3] for motion in motions])
-        along = information @ rotations
-        power = float(rotations @ along) + 1e-12
-        vector -= along * (rotations @ vector) / power
-        information -= np.outer(along, along) / power
-        rotations = rotations + np.linalg.pinv(information, rcond=LEAST_INFORMATION,
-                                               hermitian=True) @ vector
-        to_earlier = np.eye(6)
-        to_earlier[:3, :3] = turn
-        return RelativeBlur(to_earlier @ rotations, to_earlier @ information @ to_earlier.T)
+        information, vector = compared(np.stack(views), chosen, self._field)
+        vector += information @ np.concatenate([in_later_axes[:3], later_motion])
+        to_later = np.eye(9)
+        to_later[:3, :3] = turn.T
+        return RelativeBlur(to_later.T @ vector, to_later.T @ information @ to_later)
 
-    def _inner(self, to_earlier: np.ndarray, motions: list[np.ndarray]) -> np.ndarray:
-        """Indices (N,) of pixels, of every other row, that only the common scene blurs."""
-        reach = sum(reach_px(self._reduced, motion) for motion in motions)
-        border = int(min(BORDER_PX + reach / 2, min(self._size) // 4))
-        seen = cv2.warpPerspective(np.ones(self._size[::-1], np.uint8), to_earlier, self._size,
-                                   flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST)
-        inner = cv2.erode(seen, np.ones((2 * border + 1,) * 2, np.uint8), borderValue=0)
-        inner[:border] = inner[-border:] = inner[:, :border] = inner[:, -border:] = 0
-        inner[1::2] = 0
-        return np.flatnonzero(inner)
-
-
-def _detail(image: np.ndarray) -> np.ndarray:
-    """Take off what is smooth, which half the resolution tells as well."""
-    height, width = image.shape
-    coarse = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    smooth = cv2.GaussianBlur(coarse, (0, 0), DETAIL_PX / 2)
-    return image - cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
+    def _detail(self, image: np.ndarray) -> np.ndarray:
+        """What is not smooth in the light of an image, and its gradient, (3, h, w) float32."""
+        for seen, detail in self._seen:
+            if seen is image:
+                return detail
+        light = cv2.pow(image, GAMMA)
+        height, width = light.shape
+        # a coarser image tells what is smooth as well
+        coarse = cv2.resize(light, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        smooth = cv2.GaussianBlur(coarse, (0, 0), DETAIL_PX / 2)
+        light -= cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
+        detail = np.stack([light, *(
+            cv2.Sobel(light, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
+            for dx, dy in ((1, 0), (0, 1)))])
+        self._seen = [*self._seen[-1:], (image, detail)]
+        return detail
