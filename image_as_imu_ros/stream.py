@@ -59,8 +59,6 @@ UNMODELLED_CHANGE_RAD_S = 0.3
 """Error of such a change: depths and accelerations that rows see pass for it."""
 UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S = 0.03, 0.05
 """Error of a rate by compared blurs, relative to it, and beyond that."""
-COMPARISONS = 2
-"""Of the same two blurs, each about what the one before has found."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
@@ -246,21 +244,16 @@ class StreamEstimator:
         then, now = (self._gain.value * measurement.frame.exposure_time_s
                      for measurement in (previous, current))
         to_motion = np.repeat([then, now], [3, 6])
-        compared = self._filter
-        for _ in range(COMPARISONS):
-            earlier = np.concatenate([compared.two_rates[:3], self._past_velocity])
-            relative = self._comparison.compare(
-                previous.working_image, current.working_image, alignment, then * earlier,
-                now * compared.twist)
-            if relative is None:
-                return
+        earlier = np.concatenate([self._filter.two_rates[:3], self._past_velocity])
+        relative = self._comparison.compare(
+            previous.working_image, current.working_image, alignment, then * earlier,
+            now * self._filter.twist)
+        if relative is not None:
             unmodelled = np.zeros((9, 9))
-            unmodelled[3:6, 3:6] = unmodelled_comparison(compared.rate) * np.eye(3)
-            compared = copy.copy(self._filter)
-            compared.update_rate_and_twist(
+            unmodelled[3:6, 3:6] = unmodelled_comparison(self._filter.rate) * np.eye(3)
+            self._filter.update_rate_and_twist(
                 to_motion * relative.vector,
                 np.outer(to_motion, to_motion) * relative.information, unmodelled)
-        self._filter = compared
 
     def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
         """State the exposure where it is estimated, and leave the blur out before it is known."""

@@ -9,12 +9,13 @@ from image_as_imu_ros.geometry.motion_field import plane_homography
 from image_as_imu_ros.geometry.photometric import (
     LEAST_NOISE,
     OUTLIER,
-    PIXELS_PER_WITNESS,
     homography_of,
     magnitude_of_rank,
     mean_of_views,
+    robust_weights,
+    seen_along,
     strongest,
-    weighted_sums,
+    sums,
 )
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -33,22 +34,52 @@ def test_homography_is_that_of_a_plane_that_faces_the_camera(factor):
     np.testing.assert_allclose(homography_of(CAMERA.matrix, motion), plane(motion), atol=1e-9)
 
 
+def views(image, to_image=np.eye(3)):
+    """What is seen along MOTION at four times."""
+    times = np.array([-0.375, -0.125, 0.125, 0.375])
+    return times, [cv2.warpPerspective(image, to_image @ plane(time * MOTION), (80, 60),
+                                       flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                                       borderMode=cv2.BORDER_REPLICATE) for time in times]
+
+
 def test_mean_of_views_is_that_of_warped_images():
     image = np.random.default_rng(0).random((60, 80), np.float32)
-    to_image, times = plane(-0.7 * MOTION), np.array([-0.375, -0.125, 0.125, 0.375])
-    views = [cv2.warpPerspective(image, to_image @ plane(time * MOTION), (80, 60),
-                                 flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                                 borderMode=cv2.BORDER_REPLICATE) for time in times]
-    mean, moment = mean_of_views(image, to_image, CAMERA.matrix, MOTION, 4)
     # some releases of OpenCV round positions to 1/32 px
-    np.testing.assert_allclose(mean, np.mean(views, axis=0), atol=0.05)
-    np.testing.assert_allclose(moment, np.tensordot(times, views, 1) / 4, atol=0.02)
+    np.testing.assert_allclose(mean_of_views(image, CAMERA.matrix, MOTION, 4),
+                               np.mean(views(image)[1], axis=0), atol=0.05)
+
+
+def test_pixels_see_along_a_motion_what_images_show():
+    smooth = cv2.GaussianBlur(np.random.default_rng(0).random((60, 80), np.float32), (0, 0), 3.0)
+    detail = np.stack([smooth, *np.gradient(smooth)[::-1]])
+    to_image = plane(-0.7 * MOTION)
+    times, images = views(smooth, to_image)
+    rows, columns = (each.ravel() for each in np.mgrid[:60:2, :80:2])
+    seen, inside = seen_along(detail, to_image, CAMERA.matrix, MOTION, 4,
+                              np.stack([columns, rows]).astype(np.float32), 1.0)
+    ways = np.stack([cv2.perspectiveTransform(
+        np.stack([columns, rows], axis=-1)[None].astype(float), to_image @ plane(time * MOTION))[0]
+        for time in times])
+    np.testing.assert_array_equal(
+        inside, ((ways >= 1.0) & (ways <= [78.0, 58.0])).all(axis=(0, 2)))
+    assert inside.sum() > 300
+    contrast = smooth.std()
+    np.testing.assert_allclose(seen[0], np.mean(images, axis=0)[rows, columns],
+                               atol=0.02 * contrast)
+    moment = np.tensordot(times, images, 1) / 4
+    for slope, of_moment in zip(seen[1:], np.gradient(moment)[::-1]):
+        of_moment = of_moment[rows, columns][inside]
+        # measured: 0.21, of differences between pixels instead of gradients between them
+        assert np.abs(slope[inside] - of_moment).max() < 0.25 * np.abs(of_moment).max()
 
 
 def test_views_along_what_is_not_a_number_stay_within_the_image():
     image = np.full((60, 80), 0.5, np.float32)
-    mean, _ = mean_of_views(image, np.eye(3), CAMERA.matrix, np.full(6, np.nan), 2)
-    np.testing.assert_array_equal(mean, image)
+    np.testing.assert_array_equal(mean_of_views(image, CAMERA.matrix, np.full(6, np.nan), 2),
+                                  image)
+    seen, inside = seen_along(np.stack([image] * 3), np.eye(3), CAMERA.matrix,
+                              np.full(6, np.nan), 2, np.zeros((2, 1), np.float32), 1.0)
+    assert seen[0] == 0.5 and not inside
 
 
 @pytest.mark.parametrize('rank', [0, 40, 99])
@@ -74,12 +105,12 @@ def test_sums_are_those_of_robust_least_squares():
     residual[::7] *= 8.0
     counts = random.random(500) < 0.8
     magnitude = np.where(counts, np.abs(residual), -1.0)
-    information, vector, inliers = weighted_sums(
-        *(each.astype(np.float32) for each in (jacobian, residual, magnitude)),
-        int(counts.sum()), LEAST_NOISE)
+    jacobian, residual, magnitude = (each.astype(np.float32)
+                                     for each in (jacobian, residual, magnitude))
+    weights, inliers = robust_weights(residual, magnitude, int(counts.sum()), LEAST_NOISE)
+    information, vector = sums(jacobian, weights, residual)
     noise = 1.4826 * np.sort(magnitude[counts])[counts.sum() // 2] + LEAST_NOISE
-    weight = counts / ((1.0 + (residual / (OUTLIER * noise)) ** 2) ** 2
-                       * PIXELS_PER_WITNESS * noise ** 2)
-    np.testing.assert_allclose(information, weight * jacobian @ jacobian.T, rtol=1e-4, atol=1e-2)
-    np.testing.assert_allclose(vector, weight * jacobian @ residual, rtol=1e-4, atol=1e-2)
+    weight = counts / ((1.0 + (residual / (OUTLIER * noise)) ** 2) ** 2 * noise ** 2)
+    np.testing.assert_allclose(information, weight * jacobian @ jacobian.T, rtol=1e-4, atol=1.0)
+    np.testing.assert_allclose(vector, weight * jacobian @ residual, rtol=1e-4, atol=1.0)
     assert inliers == (np.abs(residual[counts]) < OUTLIER * noise).sum()

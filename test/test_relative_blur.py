@@ -7,7 +7,7 @@ import pytest
 from test_alignment import CAMERA, blurred_view, motion
 
 from image_as_imu_ros.geometry.alignment import Alignment
-from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
+from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver, joined
 
 BLURS = [((0.0, 0.05, 0.0), (0.02, 0.05, 0.0)), ((0.04, 0.0, 0.05), (0.0, 0.04, 0.05)),
          ((0.0, 0.03, 0.0), (0.0, 0.05, 0.0)), ((0.03, -0.05, 0.0), (0.03, -0.05, 0.0))]
@@ -27,10 +27,9 @@ def compare(before, after, *, guess_before=None, guess_after=None, turn_rad=TURN
 
 
 def later_given_earlier(relative, earlier, guess, spread):
-    """The later rotation (3,) if the earlier one is known, from a guess with some spread."""
-    told = relative.information[3:, 3:]
-    vector = told @ relative.rotations[3:] \
-        + relative.information[3:, :3] @ (relative.rotations[:3] - earlier)
+    """The later rotation (3,) if the earlier one and no translation are known, from a guess."""
+    told = relative.information[3:6, 3:6]
+    vector = relative.vector[3:6] - relative.information[3:6, :3] @ earlier
     weak = np.eye(3) / spread ** 2
     return np.linalg.solve(told + weak, vector + weak @ guess)
 
@@ -42,27 +41,39 @@ def test_length_and_direction_follow_from_the_neighbour(before, after, factor):
     guess = factor * after + np.array([0.006, -0.004, 0.0])
     relative = compare(before, after, guess_after=guess)
     found = later_given_earlier(relative, before, guess, 0.3 * np.linalg.norm(after))
-    # measured: up to 0.5 of the guess's error where that is large, 0.14 of the rotation else
-    assert np.linalg.norm(found - after) < max(0.6 * np.linalg.norm(guess - after),
-                                               0.16 * np.linalg.norm(after))
+    # measured: up to 0.64 of the guess's error and 0.17 of the rotation, in the median 0.36, 0.06
+    assert np.linalg.norm(found - after) < 0.7 * np.linalg.norm(guess - after)
+    assert np.linalg.norm(found - after) < 0.18 * np.linalg.norm(after)
 
 
-def test_a_common_factor_is_left_open():
-    before, after = (np.array(blur) for blur in BLURS[0])
-    relative = compare(before, after)
-    both = np.concatenate([before, after])
-    power = np.linalg.eigvalsh(relative.information)
-    assert both @ relative.information @ both < 1e-4 * power[-1] * (both @ both)
-    assert power[0] > -1e-6 * power[-1]
+def test_truth_of_both_is_likely():
+    for before, after in BLURS:
+        relative = compare(np.array(before), np.array(after))
+        truth = np.concatenate([before, after, np.zeros(3)])
+        off = relative.vector - relative.information @ truth
+        distance = off @ np.linalg.pinv(relative.information, rcond=1e-6, hermitian=True) @ off
+        assert distance < 9.0
 
 
 def test_the_sign_of_a_blur_does_not_matter():
     before, after = (np.array(blur) for blur in BLURS[1])
     relative, other = compare(before, after), compare(before, after, guess_before=-before)
-    flip = np.diag([-1.0] * 3 + [1.0] * 3)
+    flip = np.diag([-1.0] * 3 + [1.0] * 6)
+    scale = np.abs(relative.information).max()
     np.testing.assert_allclose(other.information, flip @ relative.information @ flip,
-                               rtol=1e-3, atol=1e-3 * relative.information.max())
-    np.testing.assert_allclose(other.rotations, flip @ relative.rotations, atol=1e-4)
+                               rtol=1e-3, atol=1e-3 * scale)
+    np.testing.assert_allclose(other.vector, flip @ relative.vector, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_regions_that_disagree_make_it_less_sure():
+    alike, random = np.tile(np.eye(9), (20, 1, 1)), np.random.default_rng(0)
+    vectors = random.normal(0.0, 1.0, (20, 9))
+    (vector, information), (_, less) = (joined(alike, factor * vectors) for factor in (1.0, 3.0))
+    np.testing.assert_allclose(less, information / 9.0)
+    # of noise that the information of each tells, the whole is as sure as one of them
+    np.testing.assert_allclose(information, np.eye(9) * information[0, 0], atol=1e-9)
+    assert 0.7 < information[0, 0] < 1.5
+    np.testing.assert_allclose(np.linalg.solve(information, vector), vectors.mean(axis=0))
 
 
 def test_images_that_share_little_are_not_compared():

@@ -229,12 +229,14 @@ def test_filter_takes_in_how_two_rates_differ():
     before, rise = np.array([3.0, 0.0, -1.0]), np.array([0.5, 2.0, 0.0])
     motion_filter.update(RATE, before, 1e-6 * np.eye(3))
     motion_filter.predict(0.05)
-    difference = np.hstack([-np.eye(3), np.eye(3)])
+    difference = np.hstack([-np.eye(3), np.eye(3), np.zeros((3, 3))])
+    information = difference.T @ difference * 1e6
     # any pair of rates with that difference says the same
-    rates = np.concatenate([before + 40.0, before + rise + 40.0])
-    motion_filter.update_two_rates(rates, difference.T @ difference * 1e6)
+    rates = np.concatenate([before + 40.0, before + rise + 40.0, np.ones(3)])
+    motion_filter.update_rate_and_twist(information @ rates, information, np.zeros((9, 9)))
     np.testing.assert_allclose(motion_filter.rate, before + rise, atol=1e-3)
     np.testing.assert_allclose(motion_filter.two_rates[:3], before, atol=1e-3)
+    np.testing.assert_allclose(motion_filter.twist[3:], 0.0, atol=1e-3)
 
 
 def test_filter_weighs_a_rate_by_its_variance():

@@ -20,8 +20,6 @@ MIN_OVERLAP = 0.35
 """Least share of the pixels that must be seen in both images."""
 PIXELS_PER_WITNESS = 200.0
 """Neighbouring residuals are alike: so many pixels count as one independent witness."""
-COMPARED_PER_WITNESS = 30.0
-"""The same of blurs that are compared at one pixel of nine."""
 OUTLIER = 2.5
 """Standard deviations from which on a residual counts less."""
 LEAST_NOISE = 1e-3
@@ -198,6 +196,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
         motion[d] = start[d]
     turn = quaternion_of(start[0], start[1], start[2])
     similarity = inlier_share = spread = 0.0
+    per_witness = np.float32(1.0 / PIXELS_PER_WITNESS)
     for _ in range(iterations):
         write_rotation(rotation, turn)
         _write_homography(homography, camera, rotation, 0.0, 0.0, 0.0)
@@ -240,8 +239,10 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
             misfit += residual[i] * residual[i]
             magnitude[i] = abs(residual[i]) if seen[i] > ZERO else NOT_COUNTED
         similarity = 1.0 - misfit / (2.0 * b_power)
-        information, vector, inliers = weighted_sums(jacobian, residual, magnitude, int(number),
-                                                     LEAST_NOISE, PIXELS_PER_WITNESS)
+        weight, inliers = robust_weights(residual, magnitude, int(number), LEAST_NOISE)
+        for i in range(count):
+            weight[i] *= per_witness
+        information, vector = sums(jacobian, weight, residual)
         inlier_share = inliers / number
         angle = angle_of(turn)
         spread = TRANSLATION_PRIOR ** 2 * angle * angle + TRANSLATION_PRIOR_FLOOR ** 2
@@ -265,19 +266,20 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
 
 
 @compiled
-def compared(seen: np.ndarray, chosen: np.ndarray,
+def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
              field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Least squares of what two images differ by, over a change of the motions that blur them.
 
-    Each image, taken to unit contrast, has the blur of both.
+    Each image, taken to unit contrast, has the blur of both. Pixels count as independent.
 
     :param seen: (2, 3, M) float32, as of `seen_along`: the earlier image along the later motion,
         and the later image along the earlier motion
-    :param chosen: (N,), indices of the pixels
+    :param chosen: (N,), ascending indices of the pixels
+    :param ends: (R,), how many of the M pixels there are to the end of each region
     :param field: (2, 6, M) float32, motion field there
-    :returns: information (9, 9) and vector (9,) of the change of the earlier rotation and the
-        later motion
+    :returns: information (R, 9, 9) and vector (R, 9) of the change of the earlier rotation and
+        the later motion, by each region
     """
     count = len(chosen)
     residual, jacobian = np.zeros(count, np.float32), np.empty((9, count), np.float32)
@@ -310,9 +312,18 @@ def compared(seen: np.ndarray, chosen: np.ndarray,
             along /= np.float32(count)
             for i in range(count):
                 jacobian[d, i] = sign * over_contrast * (along * value[i] - slope[i])
-    information, vector, _ = weighted_sums(jacobian, residual, np.abs(residual), count,
-                                           LEAST_MISFIT, COMPARED_PER_WITNESS)
-    return information, -vector
+    weight, _ = robust_weights(residual, np.abs(residual), count, LEAST_MISFIT)
+    informations, vectors = np.zeros((len(ends), 9, 9)), np.zeros((len(ends), 9))
+    first = 0
+    for region in range(len(ends)):
+        last = first
+        while last < count and chosen[last] < ends[region]:
+            last += 1
+        if last > first:
+            informations[region], vectors[region] = sums(
+                jacobian[:, first:last], weight[first:last], residual[first:last])
+        first = last
+    return informations, -vectors
 
 
 @compiled
@@ -369,31 +380,39 @@ def deviation(magnitudes: np.ndarray, count: int) -> float:
 
 
 @compiled
-def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndarray, count: int,
-                  least_noise: float,
-                  pixels_per_witness: float) -> tuple[np.ndarray, np.ndarray, int]:
+def robust_weights(residual: np.ndarray, magnitude: np.ndarray, count: int,
+                   least_noise: float) -> tuple[np.ndarray, int]:
     """
-    Sums of robust least squares.
+    Weigh residuals by their inverse variance, and outliers less.
 
-    Weights are the inverse variance, less for outliers and for neighbours.
-
-    :param jacobian: (D, N) float32
     :param residual, magnitude: (N,) float32; where the magnitude is negative it does not count
     :param count: of those that do
     :param least_noise: the standard deviation of residuals is at least so much
-    :returns: information (D, D), vector (D,), and the number of inliers
+    :returns: (N,) float32, and the number of inliers
     """
     noise = deviation(magnitude, count) + least_noise
     scale = np.float32(1.0 / (OUTLIER * noise) ** 2)
-    full = np.float32(1.0 / (pixels_per_witness * noise ** 2))
-    weight, weighted = np.empty(len(residual), np.float32), np.empty(len(residual), np.float32)
-    inliers = 0
+    full = np.float32(1.0 / noise ** 2)
+    weight, inliers = np.empty(len(residual), np.float32), 0
     for i in range(len(residual)):
         square = residual[i] * residual[i] * scale
         counts = magnitude[i] >= ZERO
         weight[i] = full / ((ONE + square) * (ONE + square)) if counts else ZERO
         inliers += counts & (square < ONE)
-    size = len(jacobian)
+    return weight, inliers
+
+
+@compiled
+def sums(jacobian: np.ndarray, weight: np.ndarray,
+         residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Sums of weighted least squares.
+
+    :param jacobian: (D, N) float32
+    :param weight, residual: (N,) float32
+    :returns: information (D, D) and vector (D,)
+    """
+    size, weighted = len(jacobian), np.empty(len(weight), np.float32)
     information, vector = np.empty((size, size)), np.empty(size)
     for a in range(size):
         for i in range(len(weight)):
@@ -401,7 +420,7 @@ def weighted_sums(jacobian: np.ndarray, residual: np.ndarray, magnitude: np.ndar
         vector[a] = dot(weighted, residual)
         for b in range(a + 1):
             information[a, b] = information[b, a] = dot(weighted, jacobian[b])
-    return information, vector, inliers
+    return information, vector
 
 
 @compiled

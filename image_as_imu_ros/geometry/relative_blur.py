@@ -7,6 +7,7 @@ linear in both motions nearby. It tells them far better than either image by its
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -18,13 +19,15 @@ from image_as_imu_ros.types import CameraIntrinsics
 
 GRID_PX = 3
 """Spacing of the pixels that are compared."""
-GAMMA = 2.2
-"""Light blurs, not its encoding."""
+REGIONS = 4, 5
+"""Rows and columns of parts of the image whose disagreement tells the error of the whole."""
 STEP_PX = 4.0
 LEAST_VIEWS = 4
 DETAIL_PX = 6.0
 """Standard deviation of the Gaussian whose result is taken off, so that shading does not count."""
 BORDER_PX = 4.0
+LEAST_TOLD = 1e-6
+"""Information along a direction, relative to the best, below which it is rounding."""
 MIN_SHARE = 0.15
 """Least share of the pixels that see only what is in both images."""
 
@@ -53,10 +56,16 @@ class RelativeBlurSolver:
 
     def __init__(self, intrinsics: CameraIntrinsics) -> None:
         self._intrinsics = intrinsics
-        rows, columns = np.mgrid[:intrinsics.height_px:GRID_PX, :intrinsics.width_px:GRID_PX]
-        self._pixels = np.stack([columns.ravel(), rows.ravel()]).astype(np.float32)
+        size = intrinsics.height_px, intrinsics.width_px
+        places = np.mgrid[:size[0]:GRID_PX, :size[1]:GRID_PX].reshape(2, -1)
+        row, column = (place * regions // extent
+                       for place, regions, extent in zip(places, REGIONS, size))
+        region = REGIONS[1] * row + column
+        places = places[:, np.argsort(region, kind='stable')]
+        self._ends = np.cumsum(np.bincount(region, minlength=math.prod(REGIONS)))
+        self._pixels = np.ascontiguousarray(places[::-1], np.float32)
         self._field = np.ascontiguousarray(
-            field_of_pixels(intrinsics)[..., (rows * intrinsics.width_px + columns).ravel()])
+            field_of_pixels(intrinsics)[..., np.ravel_multi_index(tuple(places), size)])
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def compare(self, earlier: np.ndarray, later: np.ndarray, alignment: Alignment,
@@ -83,7 +92,7 @@ class RelativeBlurSolver:
         chosen = np.flatnonzero(inside[0] & inside[1])
         if len(chosen) < MIN_SHARE * len(inside[0]):
             return None
-        information, vector = compared(np.stack(views), chosen, self._field)
+        vector, information = joined(*compared(np.stack(views), chosen, self._ends, self._field))
         vector += information @ np.concatenate([in_later_axes[:3], later_motion])
         to_later = np.eye(9)
         to_later[:3, :3] = turn.T
@@ -94,14 +103,34 @@ class RelativeBlurSolver:
         for seen, detail in self._seen:
             if seen is image:
                 return detail
-        light = cv2.pow(image, GAMMA)
+        light = image * image  # light blurs, not its encoding
         height, width = light.shape
         # a coarser image tells what is smooth as well
         coarse = cv2.resize(light, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         smooth = cv2.GaussianBlur(coarse, (0, 0), DETAIL_PX / 2)
-        light -= cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
-        detail = np.stack([light, *(
-            cv2.Sobel(light, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
-            for dx, dy in ((1, 0), (0, 1)))])
+        detail = np.empty((3, height, width), np.float32)
+        cv2.subtract(light, cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR),
+                     dst=detail[0])
+        for gradient, along in zip(detail[1:], ((1, 0), (0, 1))):
+            cv2.Sobel(detail[0], cv2.CV_32F, *along, dst=gradient, ksize=3, scale=1 / 8)
         self._seen = [*self._seen[-1:], (image, detail)]
         return detail
+
+
+def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Sum what regions tell, no surer than one of them is.
+
+    What they err by, unmodelled depths or blurs, is much alike in all.
+
+    :param informations, vectors: (R, D, D), (R, D), as of `compared`
+    :returns: vector (D,) and information (D, D)
+    """
+    information, vector = informations.sum(axis=0), vectors.sum(axis=0)
+    power, directions = np.linalg.eigh(information)
+    told = power > LEAST_TOLD * power[-1]
+    power, directions = power[told], directions[:, told]
+    common = directions @ (directions.T @ vector / power)
+    scatter = (vectors - informations @ common) @ directions / np.sqrt(power)
+    variance = len(vectors) * float((scatter ** 2).sum()) / len(power)
+    return vector / variance, information / variance
