@@ -30,7 +30,7 @@ TWIST = np.r_[RATE, 18:21]
 NOTHING = np.zeros((6, 6))
 LEAST_INFORMATION = 1e-6
 """Directions that are told less, relative to the best, count as not told."""
-DISTANCE_SHARE = 1.15
+DISTANCE_SHARE = 1.14
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 USUAL_DISTANCE = 0.25
 """Mean square of how far a turn is off, in standard deviations, where a hand shakes the camera."""

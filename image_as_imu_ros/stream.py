@@ -57,7 +57,7 @@ EXPECTED_CHANGE, EXPECTED_CHANGE_RAD_S = 2.0, 0.1
 """Variance of a change of rate that rows may show, relative to the filter's; at least so much."""
 UNMODELLED_CHANGE_RAD_S = 0.3
 """Error of such a change: depths and accelerations that rows see pass for it."""
-UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S = 0.03, 0.05
+UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S = 0.035, 0.03
 """Error of a rate by compared blurs, relative to it, and beyond that."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""

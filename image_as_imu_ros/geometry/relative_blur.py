@@ -81,13 +81,16 @@ class RelativeBlurSolver:
         """
         turn = cv2.Rodrigues(alignment.motion[:3])[0]
         camera = self._intrinsics.matrix
+        to_earlier = alignment.homography
+        if to_earlier is None:
+            to_earlier = homography_of(camera, alignment.motion)
         in_later_axes = np.concatenate([turn.T @ earlier_motion[:3], turn.T @ earlier_motion[3:]])
         views, inside = zip(*(
             seen_along(self._detail(image), to_image, camera, motion,
                        count_of_views(self._intrinsics, motion, STEP_PX, LEAST_VIEWS),
                        self._pixels, BORDER_PX)
             for image, to_image, motion in (
-                (earlier, homography_of(camera, alignment.motion), later_motion),
+                (earlier, to_earlier, later_motion),
                 (later, np.eye(3), in_later_axes))))
         chosen = np.flatnonzero(inside[0] & inside[1])
         if len(chosen) < MIN_SHARE * len(inside[0]):
