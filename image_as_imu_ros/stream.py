@@ -350,7 +350,8 @@ class StreamEstimator:
             if alignment is not None:
                 self._gain_history = [*history[-2:], (blur_rate, alignment.motion[:3], elapsed_s)]
                 self._learn_gain()
-                self._compare_blurs(measurement, alignment)
+                if not self._has_bands(frame):
+                    self._compare_blurs(measurement, alignment)
         elif blurred and elapsed_s is not None:  # of either sign: zero, give or take the rate
             either = estimate.of_either_sign()
             self._filter.update(RATE, np.zeros(3), either.covariance[3:, 3:])

@@ -93,7 +93,7 @@ class PointMotion(NamedTuple):
     joint_covariance: np.ndarray
     """(6 + E, 6 + E), of `motion` and that."""
     homography: np.ndarray | None
-    """(3, 3), from the later image to the earlier one, as most points have moved; None: unclear."""
+    """(3, 3), from the later image to the earlier one, as most points moved; None: unclear."""
 
 
 def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray,
