@@ -108,9 +108,12 @@ def test_sums_are_those_of_robust_least_squares():
     jacobian, residual, magnitude = (each.astype(np.float32)
                                      for each in (jacobian, residual, magnitude))
     weights, inliers = robust_weights(residual, magnitude, int(counts.sum()), LEAST_NOISE)
-    information, vector = sums(jacobian, weights, residual)
+    information, vector = sums(jacobian, weights, residual, 0, 500)
+    parts = [sums(jacobian, weights, residual, *part) for part in ((0, 200), (200, 500))]
     noise = 1.4826 * np.sort(magnitude[counts])[counts.sum() // 2] + LEAST_NOISE
     weight = counts / ((1.0 + (residual / (OUTLIER * noise)) ** 2) ** 2 * noise ** 2)
     np.testing.assert_allclose(information, weight * jacobian @ jacobian.T, rtol=1e-4, atol=1.0)
     np.testing.assert_allclose(vector, weight * jacobian @ residual, rtol=1e-4, atol=1.0)
+    for part, whole in zip(zip(*parts), (information, vector)):
+        np.testing.assert_allclose(part[0] + part[1], whole, rtol=1e-4, atol=1.0)
     assert inliers == (np.abs(residual[counts]) < OUTLIER * noise).sum()

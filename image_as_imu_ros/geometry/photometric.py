@@ -242,7 +242,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
         weight, inliers = robust_weights(residual, magnitude, int(number), LEAST_NOISE)
         for i in range(count):
             weight[i] *= per_witness
-        information, vector = sums(jacobian, weight, residual)
+        information, vector = sums(jacobian, weight, residual, 0, count)
         inlier_share = inliers / number
         angle = angle_of(turn)
         spread = TRANSLATION_PRIOR ** 2 * angle * angle + TRANSLATION_PRIOR_FLOOR ** 2
@@ -320,8 +320,7 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
         while last < count and chosen[last] < ends[region]:
             last += 1
         if last > first:
-            informations[region], vectors[region] = sums(
-                jacobian[:, first:last], weight[first:last], residual[first:last])
+            informations[region], vectors[region] = sums(jacobian, weight, residual, first, last)
         first = last
     return informations, -vectors
 
@@ -403,23 +402,24 @@ def robust_weights(residual: np.ndarray, magnitude: np.ndarray, count: int,
 
 
 @compiled
-def sums(jacobian: np.ndarray, weight: np.ndarray,
-         residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sums(jacobian: np.ndarray, weight: np.ndarray, residual: np.ndarray, first: int,
+         last: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Sums of weighted least squares.
 
     :param jacobian: (D, N) float32
     :param weight, residual: (N,) float32
+    :param first, last: of the N, where the sums begin and before which they end
     :returns: information (D, D) and vector (D,)
     """
-    size, weighted = len(jacobian), np.empty(len(weight), np.float32)
+    size, weighted = len(jacobian), np.empty(last - first, np.float32)
     information, vector = np.empty((size, size)), np.empty(size)
     for a in range(size):
-        for i in range(len(weight)):
-            weighted[i] = weight[i] * jacobian[a, i]
-        vector[a] = dot(weighted, residual)
+        for i in range(last - first):
+            weighted[i] = weight[first + i] * jacobian[a, first + i]
+        vector[a] = dot(weighted, residual[first:last])
         for b in range(a + 1):
-            information[a, b] = information[b, a] = dot(weighted, jacobian[b])
+            information[a, b] = information[b, a] = dot(weighted, jacobian[b][first:last])
     return information, vector
 
 
