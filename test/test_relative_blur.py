@@ -91,3 +91,18 @@ def test_little_contrast_tells_little():
         for noise in (0.01, 0.2)]
     clear, noisy = (np.trace(relative.information) for relative in relatives)
     assert noisy < 0.3 * clear
+
+
+def test_blank_images_tell_nothing():
+    before, after = BLURS[0]
+    blank = np.full((CAMERA.height_px, CAMERA.width_px), 0.5, np.float32)
+    assert RelativeBlurSolver(CAMERA).compare(blank, blank.copy(), aligned(TURN), motion(before),
+                                              motion(after)) is None
+
+
+def test_the_same_image_twice_leaves_all_numbers_finite():
+    image = blurred_view((0, 0, 0), BLURS[0][0]).astype(np.float32)
+    relative = RelativeBlurSolver(CAMERA).compare(
+        image, image.copy(), aligned((0, 0, 0)), motion(BLURS[0][0]), motion(BLURS[0][0]))
+    assert np.isfinite(relative.vector).all() and np.isfinite(relative.information).all()
+    assert np.linalg.eigvalsh(relative.information).max() > 0

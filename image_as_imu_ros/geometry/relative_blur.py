@@ -77,7 +77,7 @@ class RelativeBlurSolver:
         :param alignment: from the earlier to the later image
         :param earlier_motion, later_motion: (6,) w T and v T / Z, of any sign, about which the
             comparison is linearised
-        :returns: None where too little of the scene is in both images
+        :returns: None where too little of the scene is in both images, or it shows nothing
         """
         turn = cv2.Rodrigues(alignment.motion[:3])[0]
         camera = self._intrinsics.matrix
@@ -95,7 +95,10 @@ class RelativeBlurSolver:
         chosen = np.flatnonzero(inside[0] & inside[1])
         if len(chosen) < MIN_SHARE * len(inside[0]):
             return None
-        vector, information = joined(*compared(np.stack(views), chosen, self._ends, self._field))
+        told = compared(np.stack(views), chosen, self._ends, self._field)
+        if not told[0].any():  # nothing to be seen
+            return None
+        vector, information = joined(*told)
         vector += information @ np.concatenate([in_later_axes[:3], later_motion])
         to_later = np.eye(9)
         to_later[:3, :3] = turn.T
@@ -122,7 +125,7 @@ class RelativeBlurSolver:
 
 def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Sum what regions tell, no surer than one of them is.
+    Sum what regions tell, no surer than one of them is, nor than independent pixels.
 
     What they err by, unmodelled depths or blurs, is much alike in all.
 
@@ -135,5 +138,5 @@ def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
     power, directions = power[told], directions[:, told]
     common = directions @ (directions.T @ vector / power)
     scatter = (vectors - informations @ common) @ directions / np.sqrt(power)
-    variance = len(vectors) * float((scatter ** 2).sum()) / len(power)
+    variance = max(len(vectors) * float((scatter ** 2).sum()) / len(power), 1.0)
     return vector / variance, information / variance
