@@ -13,6 +13,9 @@ from image_as_imu_ros.motion_filter import MAX_SPEED_STD_RAD_S, RATE, FilterStep
 from image_as_imu_ros.stream import StreamEstimator, with_twist
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
+ALIKE, ALIKE_RAD_S = 0.01, 0.02
+"""Error that neighbouring images share, relative to a rate and beyond: smoothing leaves it."""
+
 
 class SmoothedStream:
     """
@@ -68,9 +71,11 @@ class SmoothedStream:
         if np.trace(covariance[RATE, RATE]) >= 3 * MAX_SPEED_STD_RAD_S ** 2:
             return estimate
         matrix = following.twist_matrix
+        twist = matrix @ mean
+        covariance = last.variance_factor * matrix @ covariance @ matrix.T
+        covariance[:3, :3] += (ALIKE ** 2 * (twist[:3] @ twist[:3]) + ALIKE_RAD_S ** 2) * np.eye(3)
         return replace(
-            with_twist(estimate, matrix @ mean,
-                       last.variance_factor * matrix @ covariance @ matrix.T, depth),
+            with_twist(estimate, twist, covariance, depth),
             sign_resolved=True,
             status=EstimateStatus.OK if estimate.status is EstimateStatus.OK
             else EstimateStatus.PREDICTED)

@@ -92,7 +92,7 @@ class PointMotion(NamedTuple):
     """(E,), what makes rows differ, as of `Matches.by_rows`."""
     joint_covariance: np.ndarray
     """(6 + E, 6 + E), of `motion` and that."""
-    homography: np.ndarray | None
+    homography: np.ndarray | None = None
     """(3, 3), from the later image to the earlier one, as most points moved; None: unclear."""
 
 
