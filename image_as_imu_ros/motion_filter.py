@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import expm
 
+from image_as_imu_ros.geometry.relative_blur import told_directions
 from image_as_imu_ros.lever_arm import LeverArm
 
 RESOLVED_MARGIN = 2.0
@@ -28,8 +29,6 @@ MOVED = np.r_[0:3, 21:24]
 TWIST = np.r_[RATE, 18:21]
 """The rate, and the velocity beside that of the lever arm, now."""
 NOTHING = np.zeros((6, 6))
-LEAST_INFORMATION = 1e-6
-"""Directions that are told less, relative to the best, count as not told."""
 DISTANCE_SHARE = 1.14
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 USUAL_DISTANCE = 0.25
@@ -422,9 +421,7 @@ class MotionFilter:
     def _update_told(self, matrix: np.ndarray, vector: np.ndarray, information: np.ndarray,
                      unmodelled: np.ndarray = NOTHING) -> float:
         """Take in a measurement in the form of its information, in what directions it has any."""
-        power, directions = np.linalg.eigh(information)
-        told = power > LEAST_INFORMATION * power[-1]
-        power, directions = power[told], directions[:, told].T
+        power, directions = told_directions(information)
         return self._take_in(directions @ matrix, directions @ vector / power,
                              np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
 

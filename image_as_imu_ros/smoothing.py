@@ -10,7 +10,7 @@ import numpy as np
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurObservation, VisualGyroscope
 from image_as_imu_ros.motion_filter import MAX_SPEED_STD_RAD_S, RATE, FilterStep
-from image_as_imu_ros.stream import StreamEstimator, with_twist
+from image_as_imu_ros.stream import StreamEstimator, unmodelled_variance, with_twist
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 ALIKE, ALIKE_RAD_S = 0.01, 0.02
@@ -73,7 +73,7 @@ class SmoothedStream:
         matrix = following.twist_matrix
         twist = matrix @ mean
         covariance = last.variance_factor * matrix @ covariance @ matrix.T
-        covariance[:3, :3] += (ALIKE ** 2 * (twist[:3] @ twist[:3]) + ALIKE_RAD_S ** 2) * np.eye(3)
+        covariance[:3, :3] += unmodelled_variance(twist[:3], ALIKE, ALIKE_RAD_S) * np.eye(3)
         return replace(
             with_twist(estimate, twist, covariance, depth),
             sign_resolved=True,

@@ -250,7 +250,8 @@ class StreamEstimator:
             now * self._filter.twist)
         if relative is not None:
             unmodelled = np.zeros((9, 9))
-            unmodelled[3:6, 3:6] = unmodelled_comparison(self._filter.rate) * np.eye(3)
+            unmodelled[3:6, 3:6] = np.eye(3) * unmodelled_variance(
+                self._filter.rate, UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S)
             self._filter.update_rate_and_twist(
                 to_motion * relative.vector,
                 np.outer(to_motion, to_motion) * relative.information, unmodelled)
@@ -419,14 +420,14 @@ class StreamEstimator:
             to_twist ** 2 * solution.translation_spread), response=response)
 
 
+def unmodelled_variance(vector: np.ndarray, relative: float, beyond: float) -> float:
+    """Variance of what each part of a vector (3,) errs by beyond its covariance."""
+    return relative ** 2 * float(vector @ vector) + beyond ** 2
+
+
 def unmodelled_turn(turn: np.ndarray) -> float:
-    """Variance of what an aligned rotation (3,) errs by beyond its covariance, rad^2."""
-    return UNMODELLED_TURN ** 2 * float(turn @ turn) + UNMODELLED_TURN_RAD ** 2
-
-
-def unmodelled_comparison(rate: np.ndarray) -> float:
-    """Variance of what a rate (3,) by compared blurs errs by beyond its covariance, rad^2/s^2."""
-    return UNMODELLED_COMPARISON ** 2 * float(rate @ rate) + UNMODELLED_COMPARISON_RAD_S ** 2
+    """The same of an aligned rotation (3,), rad^2."""
+    return unmodelled_variance(turn, UNMODELLED_TURN, UNMODELLED_TURN_RAD)
 
 
 def with_twist(estimate: MotionEstimate, twist: np.ndarray, covariance: np.ndarray,

@@ -58,7 +58,7 @@ class Alignment:
     noise_px: float = math.nan
     rows: np.ndarray | None = None
     joint_covariance: np.ndarray | None = None
-    homography: np.ndarray | None = None
+    matches: Matches | None = None
     """As of `PointMotion`, where points were matched."""
     straightened: Alignment | None = None
     """The same by points that were moved to where all rows exposed at once would show them."""

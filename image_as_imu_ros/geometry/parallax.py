@@ -46,8 +46,6 @@ CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 8, 0.03)
 RETURN_PX = 0.4
 """A point that is tracked forth and back ends within this distance of itself."""
 MIN_POINTS = 25
-ON_PLANE_PX = 2.0
-"""Distance up to which a match counts as on the plane that most of them lie on."""
 GRAY_LEVELS = 255.0
 DEPTH_SPREAD, LEAST_DEPTH_SPREAD = 0.5, 0.03
 """Standard deviation of the nearness of what a camera sees over its mean: at most and at least."""
@@ -92,8 +90,8 @@ class PointMotion(NamedTuple):
     """(E,), what makes rows differ, as of `Matches.by_rows`."""
     joint_covariance: np.ndarray
     """(6 + E, 6 + E), of `motion` and that."""
-    homography: np.ndarray | None = None
-    """(3, 3), from the later image to the earlier one, as most points moved; None: unclear."""
+    matches: Matches | None = None
+    """The points as they were found, whether or not they were straightened."""
 
 
 def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray,
@@ -128,11 +126,9 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         column, row = (matches.at_later * to_cells).astype(int).T
         near, depth_spread = nearness[row, column].astype(float), MEASURED_DEPTH_SPREAD
     way = max(float(np.linalg.norm(motion[3:])), float(np.median(matches.off_px)) / camera[0, 0])
-    homography, _ = cv2.findHomography(matches.at_later, matches.at_earlier, cv2.USAC_FAST,
-                                       ON_PLANE_PX)
     return tuple(PointMotion(*motion_of_points(
         each.at_later, each.at_earlier, each.doubt, near, depth_spread, each.by_rows,
-        each.rows_information, camera, starts_about(motion, way), *expected), homography)
+        each.rows_information, camera, starts_about(motion, way), *expected), matches)
         for each in (matches, *([] if straighten is None else [straighten(matches)])))
 
 

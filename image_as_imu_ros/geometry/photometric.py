@@ -55,9 +55,9 @@ def mean_of_views(image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
     mean = np.zeros_like(image)
     corners = np.empty(width, np.uint32)
     across, down = np.empty(width, np.float32), np.empty(width, np.float32)
-    h, weight = np.empty((3, 3), np.float32), np.float32(1.0 / count)
+    weight = np.float32(1.0 / count)
     for k in range(count):
-        _write_view(h, camera, motion, (k + 0.5) / count - 0.5)
+        h = homography_of(camera, ((k + 0.5) / count - 0.5) * motion).astype(np.float32)
         for row in range(height):
             y = np.float32(row)
             x0, y0, z0 = h[0, 1] * y + h[0, 2], h[1, 1] * y + h[1, 2], h[2, 1] * y + h[2, 2]
@@ -95,11 +95,10 @@ def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, mot
     across, down = np.empty(number, np.float32), np.empty(number, np.float32)
     u, v, over_z = (np.empty(number, np.float32), np.empty(number, np.float32),
                     np.empty(number, np.float32))
-    plane, h = np.empty((3, 3), np.float32), np.empty((3, 3), np.float32)
-    weight = np.float32(1.0 / count)
+    h, weight = np.empty((3, 3), np.float32), np.float32(1.0 / count)
     for k in range(count):
         time = (k + 0.5) / count - 0.5
-        _write_view(plane, camera, motion, time)
+        plane = homography_of(camera, time * motion).astype(np.float32)
         for i in range(3):
             for j in range(3):
                 h[i, j] = to_image[i, 0] * plane[0, j] + to_image[i, 1] * plane[1, j] \
@@ -283,7 +282,7 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
     """
     count = len(chosen)
     residual, jacobian = np.zeros(count, np.float32), np.empty((9, count), np.float32)
-    value, slope = np.empty(count, np.float32), np.empty(count, np.float32)
+    value = np.empty(count, np.float32)
     for image in range(2):
         sign = ONE - np.float32(2 * image)
         mean = ZERO
@@ -301,13 +300,12 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
             value[i] *= over_contrast
             residual[i] += sign * value[i]
         # each image is blurred by the other's motion
+        slopes = jacobian_at(chosen, seen[image, 1], seen[image, 2], field)
         first, last = (3, 9) if image == 0 else (0, 3)
         for d in range(first, last):
+            slope = slopes[d - first]
             along = ZERO
             for i in range(count):
-                at = chosen[i]
-                slope[i] = seen[image, 1, at] * field[0, d - first, at] \
-                    + seen[image, 2, at] * field[1, d - first, at]
                 along += value[i] * slope[i]
             along /= np.float32(count)
             for i in range(count):
@@ -440,18 +438,6 @@ def _between(pixels, corner, width, across, down):
     upper = pixels[corner] + across * (pixels[corner + 1] - pixels[corner])
     lower = pixels[under] + across * (pixels[under + 1] - pixels[under])
     return upper + down * (lower - upper)
-
-
-@compiled
-def _write_view(homography, camera, motion, time):
-    """What a camera sees at a time of a motion over one unit of it, as a homography."""
-    rotation, view = np.empty((3, 3)), np.empty((3, 3))
-    write_rotation(rotation, quaternion_of(time * motion[0], time * motion[1], time * motion[2]))
-    _write_homography(view, camera, rotation, time * motion[3], time * motion[4],
-                      time * motion[5])
-    for i in range(3):
-        for j in range(3):
-            homography[i, j] = view[i, j]
 
 
 @compiled

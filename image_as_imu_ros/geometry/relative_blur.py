@@ -26,8 +26,10 @@ LEAST_VIEWS = 4
 DETAIL_PX = 6.0
 """Standard deviation of the Gaussian whose result is taken off, so that shading does not count."""
 BORDER_PX = 4.0
-LEAST_TOLD = 1e-6
-"""Information along a direction, relative to the best, below which it is rounding."""
+LEAST_INFORMATION = 1e-6
+"""Directions that are told less, relative to the best, count as not told."""
+ON_PLANE_PX = 2.0
+"""Distance up to which a match counts as on the plane that most of them lie on."""
 MIN_SHARE = 0.15
 """Least share of the pixels that see only what is in both images."""
 
@@ -81,16 +83,13 @@ class RelativeBlurSolver:
         """
         turn = cv2.Rodrigues(alignment.motion[:3])[0]
         camera = self._intrinsics.matrix
-        to_earlier = alignment.homography
-        if to_earlier is None:
-            to_earlier = homography_of(camera, alignment.motion)
         in_later_axes = np.concatenate([turn.T @ earlier_motion[:3], turn.T @ earlier_motion[3:]])
         views, inside = zip(*(
             seen_along(self._detail(image), to_image, camera, motion,
                        count_of_views(self._intrinsics, motion, STEP_PX, LEAST_VIEWS),
                        self._pixels, BORDER_PX)
             for image, to_image, motion in (
-                (earlier, to_earlier, later_motion),
+                (earlier, self._to_earlier(alignment), later_motion),
                 (later, np.eye(3), in_later_axes))))
         chosen = np.flatnonzero(inside[0] & inside[1])
         if len(chosen) < MIN_SHARE * len(inside[0]):
@@ -103,6 +102,16 @@ class RelativeBlurSolver:
         to_later = np.eye(9)
         to_later[:3, :3] = turn.T
         return RelativeBlur(to_later.T @ vector, to_later.T @ information @ to_later)
+
+    def _to_earlier(self, alignment: Alignment) -> np.ndarray:
+        """Homography (3, 3) from the later image to the earlier one, as most points moved."""
+        if alignment.matches is not None:
+            homography, _ = cv2.findHomography(
+                alignment.matches.at_later, alignment.matches.at_earlier, cv2.USAC_FAST,
+                ON_PLANE_PX)
+            if homography is not None:
+                return homography
+        return homography_of(self._intrinsics.matrix, alignment.motion)
 
     def _detail(self, image: np.ndarray) -> np.ndarray:
         """What is not smooth in the light of an image, and its gradient, (3, h, w) float32."""
@@ -133,10 +142,15 @@ def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
     :returns: vector (D,) and information (D, D)
     """
     information, vector = informations.sum(axis=0), vectors.sum(axis=0)
-    power, directions = np.linalg.eigh(information)
-    told = power > LEAST_TOLD * power[-1]
-    power, directions = power[told], directions[:, told]
-    common = directions @ (directions.T @ vector / power)
-    scatter = (vectors - informations @ common) @ directions / np.sqrt(power)
+    power, directions = told_directions(information)
+    common = (directions @ vector / power) @ directions
+    scatter = (vectors - informations @ common) @ directions.T / np.sqrt(power)
     variance = max(len(vectors) * float((scatter ** 2).sum()) / len(power), 1.0)
     return vector / variance, information / variance
+
+
+def told_directions(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In what K directions an information (D, D) tells anything, and how much: (K,), (K, D)."""
+    power, directions = np.linalg.eigh(information)
+    told = power > LEAST_INFORMATION * power[-1]
+    return power[told], directions[:, told].T
