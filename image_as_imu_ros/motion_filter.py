@@ -33,8 +33,10 @@ DISTANCE_SHARE = 1.14
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 USUAL_DISTANCE = 0.25
 """Mean square of how far a turn is off, in standard deviations, where a hand shakes the camera."""
-MOST_SURPRISE, LEAST_UNREST, MEMORY_UNREST = 6.0, 0.03, 20
-"""Most that a turn counts, in units of that; least share of such shaking; turns remembered."""
+MOST_SURPRISE, LEAST_UNREST, MOST_UNREST, MEMORY_UNREST = 6.0, 0.03, 2.0, 20
+"""Most that a turn counts, in units of that; shares of such shaking; turns remembered."""
+USUAL_BLUR_DISTANCE = 4.0
+"""Squared Mahalanobis distance beyond which a blur speaks against what was expected."""
 PRIOR_MEASURED, MEMORY_MEASURED = 15, 30
 """Motions that the first idea of the distance counts as, and that are remembered."""
 
@@ -181,9 +183,9 @@ class MotionFilter:
     derivative, the steady rate about which it shakes, the rate at the last image, and then the
     velocity over the depth of the scene beside that of the lever arm, and its integral since the
     last image, three numbers each. The shaking resembles itself over LENGTH_S; its size is in
-    proportion to the rates, recent and present, as that of hand and body, or less, where turns
-    turn out as expected for long, as those of a robot do; and that of the
-    velocity, which fades over VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process), to the recent
+    proportion to the rates, recent and present, as that of hand and body, less where turns
+    turn out as expected for long, as those of a robot do, and more where they do not; and that of
+    the velocity, which fades over VELOCITY_LENGTH_S (an Ornstein-Uhlenbeck process), to the recent
     ones. Axes are those of the camera.
 
     :param lever: what is known of the lever arm already
@@ -330,7 +332,8 @@ class MotionFilter:
         """
         Let an aligned turn tell whether the camera shakes as much as its rate lets expect.
 
-        A robot's motion is smoother than that of a hand. To be told before the turn is taken in.
+        A robot's motion is smoother than that of a hand, and some hands shake more than others.
+        To be told before the turn is taken in.
 
         :param turn, covariance: (3,), (3, 3), since the last image
         """
@@ -338,7 +341,18 @@ class MotionFilter:
                                self._moved_covariance[:3, :3] + covariance)
         surprise = min(distance / (3.0 * USUAL_DISTANCE), MOST_SURPRISE)
         self._unrest = float(np.clip(self._unrest * np.exp((surprise - 1.0) / MEMORY_UNREST),
-                                     LEAST_UNREST, 1.0))
+                                     LEAST_UNREST, MOST_UNREST))
+
+    def see_blur(self, rate: np.ndarray, covariance: np.ndarray) -> None:
+        """
+        Let a blur that is far from what was expected tell that this is less sure than it seemed.
+
+        As where a hand begins to shake. To be told before the blur is taken in.
+
+        :param rate, covariance: (3,) rad/s, (3, 3), with the likelier sign
+        """
+        surprise = self.likelihood(rate, covariance) / USUAL_BLUR_DISTANCE
+        self.covariance = self.covariance * np.clip(surprise, 1.0, MOST_SURPRISE)
 
     @property
     def step(self) -> FilterStep:

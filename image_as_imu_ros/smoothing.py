@@ -13,7 +13,7 @@ from image_as_imu_ros.motion_filter import MAX_SPEED_STD_RAD_S, RATE, FilterStep
 from image_as_imu_ros.stream import StreamEstimator, unmodelled_variance, with_twist
 from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
-ALIKE, ALIKE_RAD_S = 0.01, 0.02
+ALIKE, ALIKE_RAD_S = 0.015, 0.03
 """Error that neighbouring images share, relative to a rate and beyond: smoothing leaves it."""
 
 

@@ -55,6 +55,8 @@ UNMODELLED_WAY = 0.2
 """Error of an aligned rotation and translation, relative to each, and at least so much."""
 EXPECTED_CHANGE, EXPECTED_CHANGE_RAD_S = 2.0, 0.1
 """Variance of a change of rate that rows may show, relative to the filter's; at least so much."""
+UNMODELLED_BLUR, UNMODELLED_BLUR_RAD_S, UNMODELLED_BLUR_VELOCITY = 0.05, 0.1, 0.2
+"""Error of a rate by an image's own blur, relative to it and beyond; of its velocity, 1/s."""
 UNMODELLED_CHANGE_RAD_S = 0.3
 """Error of such a change: depths and accelerations that rows see pass for it."""
 UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S = 0.035, 0.03
@@ -347,6 +349,7 @@ class StreamEstimator:
                 estimate, blur_rate = estimate.negated(), -blur_rate
         resolved = margin >= RESOLVED_MARGIN
         if resolved:
+            self._filter.see_blur(estimate.angular_velocity_rad_s, estimate.covariance[3:, 3:])
             self._update_by_blur(self._filter, measurement, estimate.angular_velocity_rad_s)
             if alignment is not None:
                 self._gain_history = [*history[-2:], (blur_rate, alignment.motion[:3], elapsed_s)]
@@ -412,12 +415,15 @@ class StreamEstimator:
         solution = measurement.solution
         to_twist = 1.0 / (measurement.frame.exposure_time_s * self._gain.value)
         twist = np.copysign(to_twist, solution.motion[:3] @ rate) * solution.motion
+        unmodelled = np.diag(np.repeat([
+            unmodelled_variance(twist[:3], UNMODELLED_BLUR, UNMODELLED_BLUR_RAD_S),
+            UNMODELLED_BLUR_VELOCITY ** 2], 3))
         response = blur_response(measurement.intrinsics, measurement.frame) \
             if self._row_trust else NOTHING
         motion_filter.update_motion(TWIST, *without_prior(
             twist,
             to_twist ** 2 * solution.covariance + self._gain.variance * np.outer(twist, twist),
-            to_twist ** 2 * solution.translation_spread), response=response)
+            to_twist ** 2 * solution.translation_spread), unmodelled, response)
 
 
 def unmodelled_variance(vector: np.ndarray, relative: float, beyond: float) -> float:

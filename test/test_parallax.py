@@ -1,5 +1,6 @@
 """The motion between two cameras is found from points, at whatever depth each of them is."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from image_as_imu_ros.types import CameraIntrinsics
 CAMERA = CameraIntrinsics(320, 224, 250.0, 245.0, 158.0, 113.0)
 COUNT = 150
 NOISE_PX = 0.1
+PERFECT = np.tile([1.0, 0.0, 1.0], (COUNT, 1))
 
 
 def matched(rng, motion, depth_spread=0.4, noise_px=NOISE_PX, outliers=0.0, slope=(0.0, 0.0)):
@@ -49,7 +51,7 @@ def test_what_makes_rows_differ_is_found_beside_the_motion():
     by_rows = np.stack([0.01 * per_readout, np.ones_like(per_readout)], axis=-1)
     true, expected = np.array([1.2, 0.0]), np.diag([1.0 / 1.5 ** 2, 1.0 / 1e-4 ** 2])
     estimate, covariance, *_, rows, joint = motion_of_points(
-        later, earlier - by_rows @ true, np.ones(COUNT), np.ones(COUNT), DEPTH_SPREAD, by_rows,
+        later, earlier - by_rows @ true, PERFECT, np.ones(COUNT), DEPTH_SPREAD, by_rows,
         expected, CAMERA.matrix, starts_about(motion, 0.01), *NOTHING_EXPECTED)
     assert rows[0] == pytest.approx(1.2, abs=4.0 * joint[6, 6] ** 0.5)
     assert joint[6, 6] < 0.2 ** 2
@@ -58,9 +60,10 @@ def test_what_makes_rows_differ_is_found_beside_the_motion():
     np.testing.assert_allclose(estimate[:3], motion[:3], atol=1.5e-3)
 
 
-def found(later, earlier, guess, depth_spread=DEPTH_SPREAD, expected=NOTHING_EXPECTED):
-    return motion_of_points(later, earlier, np.ones(len(later)), np.ones(len(later)),
-                            depth_spread, np.zeros((len(later), 2, 0)), np.zeros((0, 0)),
+def found(later, earlier, guess, depth_spread=DEPTH_SPREAD, expected=NOTHING_EXPECTED,
+          doubt=PERFECT):
+    return motion_of_points(later, earlier, doubt[:len(later)], np.ones(len(later)), depth_spread,
+                            np.zeros((len(later), 2, 0)), np.zeros((0, 0)),
                             CAMERA.matrix, starts_about(guess, 0.01), *expected)[:3]
 
 
@@ -86,6 +89,41 @@ def test_a_fifth_of_wrong_matches_does_little_harm():
     estimate, _, inlier_share = found(*matched(rng, motion, outliers=0.2), motion * 0.8)
     np.testing.assert_allclose(estimate[:3], motion[:3], atol=2e-3)
     assert inlier_share < 0.9
+
+
+def test_points_on_edges_tell_across_them():
+    rng = np.random.default_rng(7)
+    motion = np.array([0.03, -0.05, 0.02, 0.015, 0.005, 0.01])
+    later, earlier = matched(rng, motion)
+    angle = rng.uniform(0.0, np.pi, COUNT)
+    along = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    earlier = earlier + 1.0 * rng.standard_normal((COUNT, 1)) * along
+    x, y = along.T
+    edges = PERFECT + 100.0 * np.stack([x * x, x * y, y * y], axis=-1)
+    errors = [np.linalg.norm(found(later, earlier, motion, doubt=doubt)[0][:3] - motion[:3])
+              for doubt in (edges, PERFECT)]
+    # measured: 0.0007 and 0.0027 rad
+    assert errors[0] < 1.5e-3
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_windows_tell_where_edges_leave_points_unsure():
+    rng = np.random.default_rng(8)
+    scene = np.repeat(rng.random((1, 320), np.float32), 224, axis=0)  # stripes that run down
+    scene[::2] += 0.2 * rng.random((112, 320), np.float32)
+    scene[20:60, 20:60] = cv2.resize(rng.random((5, 5), np.float32), (40, 40),
+                                     interpolation=cv2.INTER_NEAREST)
+    scene = cv2.GaussianBlur(scene, (0, 0), 1.5)
+    matches = match_points(scene, scene, np.eye(3))
+    striped = matches.at_later[:, 0] > 80.0
+    xx, _, yy = matches.doubt[striped].T
+    assert striped.sum() > 40
+    assert np.median(yy / xx) > 4.0  # measured: 8
+    # of the earlier image, which a turned camera took, where they lie
+    turned = np.array([[0.0, -1.0, 271.0], [1.0, 0.0, -48.0], [0.0, 0.0, 1.0]])
+    matches = match_points(cv2.warpPerspective(scene, turned, (320, 224)), scene, turned)
+    xx, _, yy = matches.doubt[matches.at_later[:, 0] > 80.0].T
+    assert np.median(xx / yy) > 4.0
 
 
 def test_covariance_covers_the_errors():

@@ -7,7 +7,7 @@ import pytest
 from test_alignment import CAMERA, blurred_view, motion
 
 from image_as_imu_ros.geometry.alignment import Alignment
-from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver, joined
+from image_as_imu_ros.geometry.relative_blur import AS_SURE_AS, RelativeBlurSolver, joined
 
 BLURS = [((0.0, 0.05, 0.0), (0.02, 0.05, 0.0)), ((0.04, 0.0, 0.05), (0.0, 0.04, 0.05)),
          ((0.0, 0.03, 0.0), (0.0, 0.05, 0.0)), ((0.03, -0.05, 0.0), (0.03, -0.05, 0.0))]
@@ -70,10 +70,23 @@ def test_regions_that_disagree_make_it_less_sure():
     vectors = random.normal(0.0, 1.0, (20, 9))
     (vector, information), (_, less) = (joined(alike, factor * vectors) for factor in (1.0, 3.0))
     np.testing.assert_allclose(less, information / 9.0)
-    # of noise that the information of each tells, the whole is as sure as one of them
+    # of noise that the information of each tells, the whole is as sure as so many of them
     np.testing.assert_allclose(information, np.eye(9) * information[0, 0], atol=1e-9)
-    assert 0.7 < information[0, 0] < 1.5
+    assert 0.7 < information[0, 0] / AS_SURE_AS < 1.5
     np.testing.assert_allclose(np.linalg.solve(information, vector), vectors.mean(axis=0))
+
+
+def test_light_that_differs_from_region_to_region_does_not_matter():
+    before, after = (np.array(blur) for blur in BLURS[2])
+    images = [image.astype(np.float32)
+              for image in (blurred_view((0, 0, 0), before), blurred_view(TURN, after))]
+    shade = np.linspace(0.9, 1.1, CAMERA.width_px, dtype=np.float32)
+    found = []
+    for later in (images[1], images[1] * shade):
+        relative = RelativeBlurSolver(CAMERA).compare(
+            images[0], later, aligned(TURN), motion(before), motion(1.1 * after))
+        found.append(later_given_earlier(relative, before, 1.1 * after, 0.02))
+    assert np.linalg.norm(found[1] - found[0]) < 0.03 * np.linalg.norm(after)
 
 
 def test_images_that_share_little_are_not_compared():

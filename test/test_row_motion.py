@@ -81,7 +81,8 @@ def test_points_tell_by_how_much_the_rate_has_changed():
     seen = [points - (straightened(points, CAMERA, FRAME, derivatives)[0] - points)
             for points, derivatives in ((at_later, now), (at_earlier, before))]
     matches = Matches(*(each + 0.1 * rng.standard_normal((150, 2)) for each in seen),
-                      np.ones(150), np.zeros(150), np.zeros((150, 2, 0)), np.zeros((0, 0)))
+                      np.tile([1.0, 0.0, 1.0], (150, 1)), np.zeros(150), np.zeros((150, 2, 0)),
+                      np.zeros((0, 0)))
     # by the idea that the rate has not changed
     straighten = Straightener(CAMERA, FRAME, before, before, 0.5 * np.eye(3), None)
     by_rows = straighten(matches)

@@ -310,6 +310,19 @@ def test_sudden_motion_is_followed_at_once():
     np.testing.assert_allclose(motion_filter.rate, rate, atol=2.0)
 
 
+def test_blur_far_from_what_was_expected_makes_the_filter_less_sure():
+    expected, far = np.array([1.0, 0.0, -0.5]), np.array([4.0, 0.0, -0.5])
+    motion_filter = MotionFilter()
+    motion_filter.update(RATE, expected, 0.1 * np.eye(3))
+    sure, variance = motion_filter.covariance, 0.3 * np.eye(3)
+    motion_filter.see_blur(motion_filter.rate, variance)
+    np.testing.assert_array_equal(motion_filter.covariance, sure)
+    motion_filter.see_blur(far, variance)
+    assert 3.0 < motion_filter.covariance[3, 3] / sure[3, 3] <= 6.0
+    before = motion_filter.likelihood(far, variance)
+    assert before == pytest.approx(9.0 / 0.9, rel=0.25)  # nearer, in standard deviations
+
+
 def test_smooth_motion_is_expected_to_stay_smooth_until_it_does_not():
     motion_filter, noise = MotionFilter(), 1e-8 * np.eye(3)
     deviations, errors = [], []

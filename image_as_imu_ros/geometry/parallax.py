@@ -34,17 +34,21 @@ from image_as_imu_ros.geometry.small_matrices import dot, invert
 POINTS = 150
 DETECTION = 2
 """Reduction of the image in which points are chosen; coarser corners are the safer ones."""
-QUALITY = 0.003
+QUALITY = 0.0005
 """Least eigenvalue of a point's gradients, relative to the best point's."""
-FAIR_QUALITY = 0.05
-"""That of a point that is taken for half as sure as the best ones."""
+FAIR_QUALITY = 0.03
+"""That along a direction in which a point is taken for half as sure as the best ones."""
 APART_PX = 10
 WINDOW_PX = 13
 LEVELS = 1
 """Of the pyramid in which points are tracked, beyond the image itself."""
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 8, 0.03)
 RETURN_PX = 0.4
-"""A point that is tracked forth and back ends within this distance of itself."""
+"""
+A point that is tracked forth and back ends within this distance of itself.
+
+Or within so much more as it is less sure along a direction.
+"""
 MIN_POINTS = 25
 GRAY_LEVELS = 255.0
 DEPTH_SPREAD, LEAST_DEPTH_SPREAD = 0.5, 0.03
@@ -152,7 +156,11 @@ class Matches(NamedTuple):
     at_earlier: np.ndarray
     """(N, 2), px."""
     doubt: np.ndarray
-    """(N,), variance of where a point was found, relative to that of a perfect corner."""
+    """
+    (N, 3), covariance of where a point was found in the earlier image, of x, of both, of y.
+
+    Relative to the variance of a perfect corner; along an edge a point is less sure.
+    """
     off_px: np.ndarray
     """(N,), distance from where the point was expected, seen in the later image."""
     by_rows: np.ndarray
@@ -173,8 +181,7 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
     height, width = later.shape
     coarse = cv2.resize(later, (width // DETECTION, height // DETECTION),
                         interpolation=cv2.INTER_AREA)
-    points, quality = cv2.goodFeaturesToTrackWithQuality(coarse, POINTS, QUALITY,
-                                                         APART_PX / DETECTION, None)
+    points = cv2.goodFeaturesToTrack(coarse, POINTS, QUALITY, APART_PX / DETECTION)
     if points is None:
         return None
     points = DETECTION * points + 0.5 * (DETECTION - 1)
@@ -185,15 +192,51 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
                                                  **window)
     back, again, _ = cv2.calcOpticalFlowPyrLK(warped, later, matched, points.copy(), maxLevel=0,
                                               flags=cv2.OPTFLOW_USE_INITIAL_FLOW, **window)
-    found &= again & (np.linalg.norm(back - points, axis=2) < RETURN_PX)
-    at_earlier = cv2.perspectiveTransform(matched, to_earlier)[:, 0]
+    points, matched, back = points[:, 0], matched[:, 0], back[:, 0]
+    xx, xy, yy = _doubt_of(later, points).T
+    x, y = (back - points).T.astype(float)
+    returns = (yy * x * x - 2.0 * xy * x * y + xx * y * y) < RETURN_PX ** 2 * (xx * yy - xy * xy)
+    at_earlier = cv2.perspectiveTransform(matched[:, None], to_earlier)[:, 0]
     border = 0.5 * WINDOW_PX
     inside = ((at_earlier > border) & (at_earlier < (width - border, height - border))).all(axis=1)
-    kept = inside & (found[:, 0] > 0)
+    kept = inside & returns & (found & again)[:, 0].astype(bool)
+    (a, b), (c, d) = to_earlier[:2, :2] / to_earlier[2, 2]
+    doubt = np.array([a * a * xx + 2.0 * a * b * xy + b * b * yy,
+                      a * c * xx + (a * d + b * c) * xy + b * d * yy,
+                      c * c * xx + 2.0 * c * d * xy + d * d * yy])
     of_points = (each[kept].astype(float) for each in (
-        points[:, 0], at_earlier, 1.0 + FAIR_QUALITY * quality.max() / quality.ravel(),
-        np.linalg.norm(matched - points, axis=2)[:, 0]))
+        points, at_earlier, doubt.T, np.linalg.norm(matched - points, axis=1)))
     return Matches(*of_points, np.zeros((kept.sum(), 2, 0)), np.zeros((0, 0)))
+
+
+@compiled
+def _doubt_of(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """
+    How unsure it is where points are found, by the gradients of their windows.
+
+    :param image: (h, w) uint8
+    :param points: (N, 2) float32, px
+    :returns: (N, 3), as of `Matches`, but in this image
+    """
+    reach, best = WINDOW_PX // 2, 1e-9
+    gradients = np.zeros((len(points), 3))
+    for i in range(len(points)):
+        column, row = round(points[i, 0]), round(points[i, 1])
+        for y in range(max(row - reach, 1), min(row + reach, image.shape[0] - 2) + 1):
+            for x in range(max(column - reach, 1), min(column + reach, image.shape[1] - 2) + 1):
+                along_x = float(image[y, x + 1]) - float(image[y, x - 1])
+                along_y = float(image[y + 1, x]) - float(image[y - 1, x])
+                gradients[i, 0] += along_x * along_x
+                gradients[i, 1] += along_x * along_y
+                gradients[i, 2] += along_y * along_y
+        xx, xy, yy = gradients[i]
+        best = max(best, 0.5 * (xx + yy - math.sqrt((xx - yy) ** 2 + 4.0 * xy * xy)))
+    doubt = np.empty_like(gradients)
+    for i in range(len(points)):
+        xx, xy, yy = gradients[i]
+        scale = FAIR_QUALITY * best / max(xx * yy - xy * xy, 1e-9 * best * best)
+        doubt[i] = 1.0 + scale * yy, -scale * xy, 1.0 + scale * xx
+    return doubt
 
 
 @compiled
@@ -313,11 +356,21 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
             off_along = along_u * off_u + along_v * off_v
             off_across = along_u * off_v - along_v * off_u
             hidden = depth_spread * way
-            variance = noise * noise * doubt[i]
-            variance_along = variance + hidden * hidden
+            xx, xy, yy = doubt[i]
+            doubt_across = along_v * along_v * xx - 2.0 * along_u * along_v * xy \
+                + along_u * along_u * yy
+            doubt_along = along_u * along_u * xx + 2.0 * along_u * along_v * xy \
+                + along_v * along_v * yy
+            # an edge tells one from the other: what is left along the line is of its own
+            shared = (along_u * along_v * (yy - xx)
+                      + (along_u * along_u - along_v * along_v) * xy) / doubt_across
+            off_along -= shared * off_across
+            variance = noise * noise * doubt_across
+            variance_along = noise * noise * (doubt_along - shared * shared * doubt_across) \
+                + hidden * hidden
             distance_across = off_across * off_across / variance
             distance = distance_across + off_along * off_along / variance_along
-            residuals[0, i] = abs(off_across) / math.sqrt(doubt[i])
+            residuals[0, i] = abs(off_across) / math.sqrt(doubt_across)
             residuals[1, i], residuals[2, i] = abs(off_along), way
             # along the line a depth may hide anything, which would speak for long ways
             cost += to_nats * math.log1p(distance_across / FREEDOM)
@@ -340,6 +393,8 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
                 move_u, move_v = by_rows[i, 0, e], by_rows[i, 1, e]
                 across[UNKNOWNS + e] = along_v * move_u - along_u * move_v
                 along[UNKNOWNS + e] = -along_u * move_u - along_v * move_v
+            for a in range(size):
+                along[a] -= shared * across[a]
             weight = 1.0 / (POINTS_PER_WITNESS * (1.0 + distance / FREEDOM))
             weight_across, weight_along = weight / variance, weight / variance_along
             for a in range(size):

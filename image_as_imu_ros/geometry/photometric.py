@@ -23,12 +23,16 @@ PIXELS_PER_WITNESS = 200.0
 OUTLIER = 2.5
 """Standard deviations from which on a residual counts less."""
 LEAST_NOISE = 1e-3
-LEAST_MISFIT = 0.02
+LEAST_MISFIT = 0.1
 """Noise of images of unit contrast, however alike they are."""
+REGISTRATION_PX = 0.3
+"""How far pixels of aligned images are off beyond what the plane of most of them explains."""
+CONTRAST_STD = 0.03
+"""Of how much of an image's contrast a region of it has, relative to the other image's."""
 TRANSLATION_PRIOR = 0.15
 TRANSLATION_PRIOR_FLOOR = 0.004
 WEAK_PRIOR = 1e-3
-ZERO, ONE, NEAR = np.float32(0.0), np.float32(1.0), np.float32(1e-3)
+ZERO, HALF, ONE, NEAR = (np.float32(number) for number in (0.0, 0.5, 1.0, 1e-3))
 """A product of numbers of 32 and 64 bits is slow."""
 BELOW_ONE = np.float32(1.0 - 2.0 ** -23)
 NOT_COUNTED = np.float32(-1.0)
@@ -75,22 +79,23 @@ def mean_of_views(image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
 def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
                count: int, pixels: np.ndarray, border_px: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Mean of what a camera sees at some of its pixels along a motion, and what longer ways change.
+    Mean of what a camera sees at some of its pixels along a motion, and its gradients.
 
     :param detail: (3, h, w) float32, an image and its gradient along x and y
     :param to_image: homography (3, 3), from what the camera sees in the middle to the image
     :param camera, motion, count: as of `mean_of_views`
     :param pixels: (2, N) float32
     :param border_px: of the image, which must not be seen
-    :returns: mean of the views, and of their gradients in the camera's pixels, each times its
-        time, -0.5 to 0.5, (3, N) float32; and whether a pixel sees the image alone, (N,) bool
+    :returns: mean of the views, of their gradients in the camera's pixels, and of those times
+        their time, -0.5 to 0.5, which longer ways change, (5, N) float32; and whether a pixel
+        sees the image alone, (N,) bool
     """
     height, width = detail.shape[1:]
     right, bottom = np.float32(width - 1 - border_px), np.float32(height - 1 - border_px)
     border = np.float32(border_px)
     image, along_x, along_y = detail[0].ravel(), detail[1].ravel(), detail[2].ravel()
     number = pixels.shape[1]
-    seen, inside = np.zeros((3, number), np.float32), np.ones(number, np.bool_)
+    seen, inside = np.zeros((5, number), np.float32), np.ones(number, np.bool_)
     corners = np.empty(number, np.uint32)
     across, down = np.empty(number, np.float32), np.empty(number, np.float32)
     u, v, over_z = (np.empty(number, np.float32), np.empty(number, np.float32),
@@ -112,15 +117,17 @@ def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, mot
             corners[i], across[i], down[i] = _place(u[i], v[i], width, height)
         for i in range(number):
             seen[0, i] += weight * _between(image, corners[i], width, across[i], down[i])
-        timed = np.float32(time / count)
+        timed = np.float32(time)
         for i in range(number):
             gx = _between(along_x, corners[i], width, across[i], down[i])
             gy = _between(along_y, corners[i], width, across[i], down[i])
-            scale = timed * over_z[i]
-            seen[1, i] += scale * (gx * (h[0, 0] - u[i] * h[2, 0])
-                                   + gy * (h[1, 0] - v[i] * h[2, 0]))
-            seen[2, i] += scale * (gx * (h[0, 1] - u[i] * h[2, 1])
-                                   + gy * (h[1, 1] - v[i] * h[2, 1]))
+            scale = weight * over_z[i]
+            slope_x = scale * (gx * (h[0, 0] - u[i] * h[2, 0]) + gy * (h[1, 0] - v[i] * h[2, 0]))
+            slope_y = scale * (gx * (h[0, 1] - u[i] * h[2, 1]) + gy * (h[1, 1] - v[i] * h[2, 1]))
+            seen[1, i] += slope_x
+            seen[2, i] += slope_y
+            seen[3, i] += timed * slope_x
+            seen[4, i] += timed * slope_y
     return seen, inside
 
 
@@ -270,9 +277,11 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
     """
     Least squares of what two images differ by, over a change of the motions that blur them.
 
-    Each image, taken to unit contrast, has the blur of both. Pixels count as independent.
+    Each image, taken to unit contrast, has the blur of both. Pixels count as independent, the
+    less the steeper they are, as they may be off their places; what is common to a region's
+    contrast tells nothing.
 
-    :param seen: (2, 3, M) float32, as of `seen_along`: the earlier image along the later motion,
+    :param seen: (2, 5, M) float32, as of `seen_along`: the earlier image along the later motion,
         and the later image along the earlier motion
     :param chosen: (N,), ascending indices of the pixels
     :param ends: (R,), how many of the M pixels there are to the end of each region
@@ -281,8 +290,9 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
         the later motion, by each region
     """
     count = len(chosen)
-    residual, jacobian = np.zeros(count, np.float32), np.empty((9, count), np.float32)
-    value = np.empty(count, np.float32)
+    residual, value = np.zeros(count, np.float32), np.empty(count, np.float32)
+    jacobian = np.zeros((10, count), np.float32)  # the last row is that of a region's contrast
+    steepness = np.empty(count, np.float32)
     for image in range(2):
         sign = ONE - np.float32(2 * image)
         mean = ZERO
@@ -299,8 +309,13 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
         for i in range(count):
             value[i] *= over_contrast
             residual[i] += sign * value[i]
+            jacobian[9, i] += HALF * value[i]
+        if image == 0:
+            for i in range(count):
+                gx, gy = seen[0, 1, chosen[i]], seen[0, 2, chosen[i]]
+                steepness[i] = over_contrast * over_contrast * (gx * gx + gy * gy)
         # each image is blurred by the other's motion
-        slopes = jacobian_at(chosen, seen[image, 1], seen[image, 2], field)
+        slopes = jacobian_at(chosen, seen[image, 3], seen[image, 4], field)
         first, last = (3, 9) if image == 0 else (0, 3)
         for d in range(first, last):
             slope = slopes[d - first]
@@ -311,6 +326,9 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
             for i in range(count):
                 jacobian[d, i] = sign * over_contrast * (along * value[i] - slope[i])
     weight, _ = robust_weights(residual, np.abs(residual), count, LEAST_MISFIT)
+    misplaced = np.float32(REGISTRATION_PX ** 2) * weight.max()
+    for i in range(count):
+        weight[i] /= ONE + misplaced * steepness[i]
     informations, vectors = np.zeros((len(ends), 9, 9)), np.zeros((len(ends), 9))
     first = 0
     for region in range(len(ends)):
@@ -318,9 +336,14 @@ def compared(seen: np.ndarray, chosen: np.ndarray, ends: np.ndarray,
         while last < count and chosen[last] < ends[region]:
             last += 1
         if last > first:
-            informations[region], vectors[region] = sums(jacobian, weight, residual, first, last)
+            information, vector = sums(jacobian, weight, residual, first, last)
+            shared = information[9] / (information[9, 9] + 1.0 / CONTRAST_STD ** 2)
+            for a in range(9):
+                vectors[region, a] = shared[a] * vector[9] - vector[a]
+                for b in range(9):
+                    informations[region, a, b] = information[a, b] - shared[a] * information[9, b]
         first = last
-    return informations, -vectors
+    return informations, vectors
 
 
 @compiled

@@ -21,6 +21,8 @@ GRID_PX = 3
 """Spacing of the pixels that are compared."""
 REGIONS = 4, 5
 """Rows and columns of parts of the image whose disagreement tells the error of the whole."""
+AS_SURE_AS = 1.4
+"""So many of them, as what they err by is much alike in all."""
 STEP_PX = 4.0
 LEAST_VIEWS = 4
 DETAIL_PX = 6.0
@@ -134,9 +136,7 @@ class RelativeBlurSolver:
 
 def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Sum what regions tell, no surer than one of them is, nor than independent pixels.
-
-    What they err by, unmodelled depths or blurs, is much alike in all.
+    Sum what regions tell, no surer than AS_SURE_AS of them are, nor than independent pixels.
 
     :param informations, vectors: (R, D, D), (R, D), as of `compared`
     :returns: vector (D,) and information (D, D)
@@ -145,7 +145,7 @@ def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
     power, directions = told_directions(information)
     common = (directions @ vector / power) @ directions
     scatter = (vectors - informations @ common) @ directions.T / np.sqrt(power)
-    variance = max(len(vectors) * float((scatter ** 2).sum()) / len(power), 1.0)
+    variance = max(len(vectors) / AS_SURE_AS * float((scatter ** 2).sum()) / len(power), 1.0)
     return vector / variance, information / variance
 
 
