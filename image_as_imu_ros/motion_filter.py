@@ -29,7 +29,7 @@ MOVED = np.r_[0:3, 21:24]
 TWIST = np.r_[RATE, 18:21]
 """The rate, and the velocity beside that of the lever arm, now."""
 NOTHING = np.zeros((6, 6))
-DISTANCE_SHARE = 1.14
+DISTANCE_SHARE = 1.06
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 USUAL_DISTANCE = 0.25
 """Mean square of how far a turn is off, in standard deviations, where a hand shakes the camera."""

@@ -17,7 +17,7 @@ from image_as_imu_ros.geometry.alignment import Alignment, count_of_views, field
 from image_as_imu_ros.geometry.photometric import compared, homography_of, seen_along
 from image_as_imu_ros.types import CameraIntrinsics
 
-GRID_PX = 3
+GRID_PX = 4
 """Spacing of the pixels that are compared."""
 REGIONS = 4, 5
 """Rows and columns of parts of the image whose disagreement tells the error of the whole."""
