@@ -33,7 +33,7 @@ DISTANCE_SHARE = 1.06
 """Square of an estimate's error over that of a measurement's distance from the expected one."""
 USUAL_DISTANCE = 0.25
 """Mean square of how far a turn is off, in standard deviations, where a hand shakes the camera."""
-MOST_SURPRISE, LEAST_UNREST, MOST_UNREST, MEMORY_UNREST = 6.0, 0.03, 2.0, 20
+MOST_SURPRISE, LEAST_UNREST, MOST_UNREST, MEMORY_UNREST = 6.0, 0.03, 1.5, 20
 """Most that a turn counts, in units of that; shares of such shaking; turns remembered."""
 USUAL_BLUR_DISTANCE = 4.0
 """Squared Mahalanobis distance beyond which a blur speaks against what was expected."""
