@@ -35,8 +35,12 @@ USUAL_DISTANCE = 0.25
 """Mean square of how far a turn is off, in standard deviations, where a hand shakes the camera."""
 MOST_SURPRISE, LEAST_UNREST, MOST_UNREST, MEMORY_UNREST = 6.0, 0.03, 1.5, 20
 """Most that a turn counts, in units of that; shares of such shaking; turns remembered."""
-USUAL_BLUR_DISTANCE = 4.0
-"""Squared Mahalanobis distance beyond which a blur speaks against what was expected."""
+USUAL_BLUR_DISTANCE, MOST_BLUR_SURPRISE = 4.0, 3.0
+"""
+Squared Mahalanobis distance beyond which a blur speaks against what was expected.
+
+And how many times that it speaks for: a blur may be read wrongly, too.
+"""
 PRIOR_MEASURED, MEMORY_MEASURED = 15, 30
 """Motions that the first idea of the distance counts as, and that are remembered."""
 
@@ -352,7 +356,7 @@ class MotionFilter:
         :param rate, covariance: (3,) rad/s, (3, 3), with the likelier sign
         """
         surprise = self.likelihood(rate, covariance) / USUAL_BLUR_DISTANCE
-        self.covariance = self.covariance * np.clip(surprise, 1.0, MOST_SURPRISE)
+        self.covariance = self.covariance * np.clip(surprise, 1.0, MOST_BLUR_SURPRISE)
 
     @property
     def step(self) -> FilterStep:

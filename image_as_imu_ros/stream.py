@@ -61,6 +61,8 @@ UNMODELLED_CHANGE_RAD_S = 0.3
 """Error of such a change: depths and accelerations that rows see pass for it."""
 UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S = 0.035, 0.03
 """Error of a rate by compared blurs, relative to it, and beyond that."""
+LINEARISATIONS, LINEAR_WITHIN = 2, 0.02
+"""Most times that blurs are compared, and relative change of the rates that needs no other."""
 UNEVEN_GAPS = 0.2
 """Relative difference of two gaps between frames from which on Simpson's rule does not hold."""
 GUESSED_EXPOSURE_S = 0.01
@@ -246,17 +248,25 @@ class StreamEstimator:
         then, now = (self._gain.value * measurement.frame.exposure_time_s
                      for measurement in (previous, current))
         to_motion = np.repeat([then, now], [3, 6])
-        earlier = np.concatenate([self._filter.two_rates[:3], self._past_velocity])
-        relative = self._comparison.compare(
-            previous.working_image, current.working_image, alignment, then * earlier,
-            now * self._filter.twist)
-        if relative is not None:
+        expected = self._filter.mean, self._filter.covariance
+        # rows of a rolling shutter see other rates: there a second look makes it worse
+        for _ in range(1 if self._row_trust else LINEARISATIONS):
+            rates, twist = self._filter.two_rates, self._filter.twist
+            relative = self._comparison.compare(
+                previous.working_image, current.working_image, alignment,
+                then * np.concatenate([rates[:3], self._past_velocity]), now * twist)
+            if relative is None:
+                return
             unmodelled = np.zeros((9, 9))
             unmodelled[3:6, 3:6] = np.eye(3) * unmodelled_variance(
-                self._filter.rate, UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S)
+                twist[:3], UNMODELLED_COMPARISON, UNMODELLED_COMPARISON_RAD_S)
+            self._filter.mean, self._filter.covariance = expected
             self._filter.update_rate_and_twist(
                 to_motion * relative.vector,
                 np.outer(to_motion, to_motion) * relative.information, unmodelled)
+            moved = np.linalg.norm(self._filter.two_rates - rates)
+            if moved < LINEAR_WITHIN * np.linalg.norm(rates):
+                return
 
     def _with_exposure(self, estimate: MotionEstimate) -> MotionEstimate:
         """State the exposure where it is estimated, and leave the blur out before it is known."""
