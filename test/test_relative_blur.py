@@ -41,9 +41,9 @@ def test_length_and_direction_follow_from_the_neighbour(before, after, factor):
     guess = factor * after + np.array([0.006, -0.004, 0.0])
     relative = compare(before, after, guess_after=guess)
     found = later_given_earlier(relative, before, guess, 0.3 * np.linalg.norm(after))
-    # measured: up to 0.64 of the guess's error and 0.17 of the rotation, in the median 0.36, 0.06
-    assert np.linalg.norm(found - after) < 0.7 * np.linalg.norm(guess - after)
-    assert np.linalg.norm(found - after) < 0.18 * np.linalg.norm(after)
+    # measured: up to 0.57 of the guess's error and 0.15 of the rotation, in the median 0.18, 0.03
+    assert np.linalg.norm(found - after) < 0.65 * np.linalg.norm(guess - after)
+    assert np.linalg.norm(found - after) < 0.17 * np.linalg.norm(after)
 
 
 def test_truth_of_both_is_likely():

@@ -78,7 +78,7 @@ def test_time_reversal_negates(gyroscope, forward, blurred_frames):
     backward = smoothed(gyroscope, [
         dataclasses.replace(frame, stamp_ns=2 * last_ns - frame.stamp_ns)
         for frame in reversed(blurred_frames)])[::-1]
-    # 3 would be expected of independent results; measured: 2.4
+    # 3 would be expected of independent results; measured: 1.7
     assert mean_nees(rates(backward)[1:-1], -rates(forward)[1:-1],
                      covariances(backward)[1:-1] + covariances(forward)[1:-1]) < 3.0
     assert np.linalg.norm(rmse(rates(backward), -rates(forward))) \
