@@ -166,7 +166,6 @@ def test_frames_observed_together_give_what_each_gives(gyroscopes, blurred_frame
 @pytest.mark.parametrize('missing', ['onnxruntime', 'onnx'])
 def test_without_onnxruntime_torch_does_it(
         gyroscopes, own_cache, monkeypatch, missing, blurred_frames):
-    monkeypatch.setattr('image_as_imu_ros.model.opening.computes_bfloat16', lambda device: False)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec',
                         lambda name: None if name == missing else find_spec(name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 
-from image_as_imu_ros.devices import computes_bfloat16
 from image_as_imu_ros.model.distributions import Architecture, Distributions
 from image_as_imu_ros.model.onnx_cells import OnnxCells
 from image_as_imu_ros.model.weights_files import COMPACT, TIMM, WeightsFile
@@ -36,5 +35,5 @@ def _runs_on_onnx(architecture: str, runtime: str) -> bool:
     """Whether ONNX Runtime was chosen or, for 'auto', is installed and the quickest here."""
     if runtime != 'auto':
         return runtime == 'onnxruntime' and architecture.startswith((COMPACT, TIMM))
-    return architecture == COMPACT and not computes_bfloat16('cpu') \
+    return architecture == COMPACT \
         and all(map(importlib.util.find_spec, ('onnxruntime', 'onnx')))
