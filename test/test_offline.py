@@ -159,7 +159,7 @@ def rows_of(path: Path) -> list[list[float | str]]:
     """Rows of a table but for the note in its first line, where the times are."""
     def value(text: str) -> float | str:
         try:
-            return float(text)
+            return text if text.isdecimal() else float(text)  # stamps are exact
         except ValueError:
             return text
 

@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -40,6 +40,8 @@ POINTS_BLUR_STEP_PX = 4.0
 MAX_VIEWS = 24
 ONE_DEPTH_ERROR = 0.04
 """Error of a rotation that was found as if the scene lay at one depth, relative to it."""
+ON_PLANE_PX = 2.0
+"""Distance up to which a match counts as on the plane that most of them lie on."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,14 @@ class Alignment:
     """As of `PointMotion`, where points were matched."""
     straightened: Alignment | None = None
     """The same by points that were moved to where all rows exposed at once would show them."""
+
+    @cached_property
+    def plane(self) -> np.ndarray | None:
+        """Homography (3, 3) from the later to the earlier image, as most points moved, if any."""
+        if self.matches is None:
+            return None
+        return cv2.findHomography(self.matches.at_later, self.matches.at_earlier, cv2.USAC_FAST,
+                                  ON_PLANE_PX)[0]
 
 
 class Level:

@@ -30,8 +30,6 @@ DETAIL_PX = 6.0
 BORDER_PX = 4.0
 LEAST_INFORMATION = 1e-6
 """Directions that are told less, relative to the best, count as not told."""
-ON_PLANE_PX = 2.0
-"""Distance up to which a match counts as on the plane that most of them lie on."""
 MIN_SHARE = 0.15
 """Least share of the pixels that see only what is in both images."""
 
@@ -107,12 +105,8 @@ class RelativeBlurSolver:
 
     def _to_earlier(self, alignment: Alignment) -> np.ndarray:
         """Homography (3, 3) from the later image to the earlier one, as most points moved."""
-        if alignment.matches is not None:
-            homography, _ = cv2.findHomography(
-                alignment.matches.at_later, alignment.matches.at_earlier, cv2.USAC_FAST,
-                ON_PLANE_PX)
-            if homography is not None:
-                return homography
+        if alignment.plane is not None:
+            return alignment.plane
         return homography_of(self._intrinsics.matrix, alignment.motion)
 
     def _detail(self, image: np.ndarray) -> np.ndarray:
