@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 from test_alignment import CAMERA, blurred_view, motion
@@ -76,17 +77,24 @@ def test_regions_that_disagree_make_it_less_sure():
     np.testing.assert_allclose(np.linalg.solve(information, vector), vectors.mean(axis=0))
 
 
-def test_light_that_differs_from_region_to_region_does_not_matter():
-    before, after = (np.array(blur) for blur in BLURS[2])
+SIZE = CAMERA.width_px, CAMERA.height_px
+SLOPE = np.linspace(0.9, 1.1, CAMERA.width_px, dtype=np.float32)
+BLOTCHES = cv2.resize(np.random.default_rng(0).uniform(0.75, 1.25, (4, 5)).astype(np.float32), SIZE)
+
+
+# measured: 0.036 and 0.017 with blotches, 0.071 and 0.056 if contrasts of regions had to agree
+@pytest.mark.parametrize('blurs, shade, most', [
+    (BLURS[2], SLOPE, 0.03), (BLURS[1], BLOTCHES, 0.045), (BLURS[3], BLOTCHES, 0.045)])
+def test_light_that_differs_from_region_to_region_does_not_matter(blurs, shade, most):
+    before, after = (np.array(blur) for blur in blurs)
     images = [image.astype(np.float32)
               for image in (blurred_view((0, 0, 0), before), blurred_view(TURN, after))]
-    shade = np.linspace(0.9, 1.1, CAMERA.width_px, dtype=np.float32)
     found = []
     for later in (images[1], images[1] * shade):
         relative = RelativeBlurSolver(CAMERA).compare(
             images[0], later, aligned(TURN), motion(before), motion(1.1 * after))
         found.append(later_given_earlier(relative, before, 1.1 * after, 0.02))
-    assert np.linalg.norm(found[1] - found[0]) < 0.03 * np.linalg.norm(after)
+    assert np.linalg.norm(found[1] - found[0]) < most * np.linalg.norm(after)
 
 
 def test_images_that_share_little_are_not_compared():
