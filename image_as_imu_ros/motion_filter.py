@@ -45,28 +45,6 @@ PRIOR_MEASURED, MEMORY_MEASURED = 15, 30
 """Motions that the first idea of the distance counts as, and that are remembered."""
 
 
-def singer(elapsed_s: float, acceleration: float,
-           correlation_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Transition and noise of angle, rate and acceleration over some time, both (3, 3).
-
-    :param acceleration: rms of the acceleration, rad/s^2
-
-    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
-    """
-    steps = 12
-    dt = elapsed_s / steps
-    decay = np.exp(-dt / correlation_s)
-    step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
-    noise = np.zeros((3, 3))
-    transition = np.eye(3)
-    for _ in range(steps):
-        transition = step @ transition
-        noise = step @ noise @ step.T
-        noise[2, 2] += acceleration ** 2 * (1.0 - decay * decay)
-    return transition, noise
-
-
 def of_each_axis(matrix: np.ndarray) -> np.ndarray:
     """Let a matrix (n, n) hold for each of three axes: (3 n, 3 n)."""
     size = 3 * len(matrix)

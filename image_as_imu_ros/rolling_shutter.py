@@ -1,15 +1,22 @@
 """
 Several rates from each image of a rolling shutter, whose rows are exposed one after another.
 
-A Kalman filter goes from band of rows to band of rows. Each band's blur tells the rate at its
-time, and its alignment with the image before the turn since the same scene was last exposed.
-The rates of a frame stay in the filter's state until its last band, so that every one of them
-knows the whole frame, and no later one.
+Kalman filters go from band of rows to band of rows. Each band's blur tells the rate at its time,
+up to its sign, and its alignment with the image before the turn since the same scene was last
+exposed. A vibration turns the rate round within an image, so that the sign is open in band after
+band: several filters follow what may be, and the likeliest is believed. The rates of a frame stay
+in a filter's state until its last band, so that every one of them knows the whole frame, and no
+later one.
+
+Source of following several: Reid (1979), doi:10.1109/TAC.1979.1102177.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -17,6 +24,8 @@ import numpy as np
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
 from image_as_imu_ros.geometry.alignment import Alignment, Level, field_of_pixels
+from image_as_imu_ros.geometry.blur_solver import BlurSolution
+from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
@@ -24,7 +33,6 @@ from image_as_imu_ros.motion_filter import (
     MotionFilter,
     mahalanobis,
     of_each_axis,
-    singer,
     updated,
 )
 from image_as_imu_ros.row_motion import row_offset_s
@@ -47,16 +55,44 @@ ALIGNMENT_SCALE_STD = 0.03
 """The same, relative to the turn: depths differ, and translation looks like rotation."""
 LENGTH_STD = 0.1
 """Of the logarithm of the blur's length in a band."""
-ANCHOR_STD_RAD_S = 0.7
-"""Of the bands' mean rate about the whole frame's."""
-START_STD_RAD_S = 2.5
-"""Of the first band's rate about the whole frame's, where that has a sign."""
-ASTRAY = 1.5
-"""Bands that are further from the frame's rate than that, relative to it, begin anew."""
+MOST_TRACKS = 4
+"""Motions that are followed at once."""
+LEAST_SCORE = -12.0
+"""Least log-likelihood of a motion that is followed on, relative to the best."""
+ALIKE = 1.0
+"""Squared Mahalanobis distance of rates and accelerations that are followed as one."""
+FARTHEST = 25.0
+"""Squared Mahalanobis distance beyond which a measurement tells no more against a motion."""
+UNREAD = -6.0
+"""Log-likelihood of a band's blur being wrongly read."""
+WITNESSES, LEAST_DIFFERENCE = 10.0, 1e-3
+"""Pixels of aligned bands that count as independent, and their unexplained share at best."""
 START_ACCELERATION_RAD_S2 = 200.0
 ACCELERATION_PER_RATE = 35.0
 MEMORY_FRAMES = 4.0
 """Frames over which the size of the acceleration is remembered."""
+
+
+@lru_cache(maxsize=64)
+def singer(elapsed_s: float, correlation_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Transition and noise of angle, rate and acceleration over some time, both (9, 9).
+
+    The noise is of an acceleration whose rms is 1 rad/s^2.
+
+    Source: Singer (1970), doi:10.1109/TAES.1970.310128.
+    """
+    steps = 12
+    dt = elapsed_s / steps
+    decay = np.exp(-dt / correlation_s)
+    step = np.array([[1.0, dt, dt * dt / 2], [0.0, 1.0, dt], [0.0, 0.0, decay]])
+    noise = np.zeros((3, 3))
+    transition = np.eye(3)
+    for _ in range(steps):
+        transition = step @ transition
+        noise = step @ noise @ step.T
+        noise[2, 2] += 1.0 - decay * decay
+    return of_each_axis(transition), of_each_axis(noise)
 
 
 class BandFilter:
@@ -79,18 +115,20 @@ class BandFilter:
 
     def predict(self, elapsed_s: float, acceleration: float) -> None:
         """Go on by some time."""
-        transition, noise = singer(elapsed_s, acceleration, self.CORRELATION_S)
-        full = np.eye(len(self.mean))
-        full[:9, :9] = of_each_axis(transition)
-        self.mean = full @ self.mean
-        self.covariance = full @ self.covariance @ full.T
-        self.covariance[:9, :9] += of_each_axis(noise)
+        # times that differ by less than 10 us share their matrices
+        transition, noise = singer(round(elapsed_s, 5), self.CORRELATION_S)
+        self.mean, self.covariance = self.mean.copy(), self.covariance.copy()
+        self.mean[:9] = transition @ self.mean[:9]
+        self.covariance[:9] = transition @ self.covariance[:9]
+        self.covariance[:, :9] = self.covariance[:, :9] @ transition.T
+        self.covariance[:9, :9] += acceleration ** 2 * noise
 
     def copy(self, start: int) -> int:
         """Keep a copy of state entries start to start + 3; tells where it begins."""
-        self._transform(np.concatenate([np.eye(len(self.mean)),
-                                        np.eye(len(self.mean))[start:start + 3]]))
-        return len(self.mean) - 3
+        size = len(self.mean)
+        entries = np.r_[:size, start:start + 3]
+        self.mean, self.covariance = self.mean[entries], self.covariance[entries][:, entries]
+        return size
 
     def forget_all_but(self, starts: list[int]) -> None:
         """Drop all copies but those, of angles, and count angles from the first of them."""
@@ -98,11 +136,7 @@ class BandFilter:
         rows = np.concatenate([picked[:9], *(picked[start:start + 3] for start in starts)])
         for start in (0, *range(9, len(rows), 3)):
             rows[start:start + 3] -= picked[starts[0]:starts[0] + 3]
-        self._transform(rows)
-
-    def _transform(self, matrix: np.ndarray) -> None:
-        self.mean = matrix @ self.mean
-        self.covariance = matrix @ self.covariance @ matrix.T
+        self.mean, self.covariance = rows @ self.mean, rows @ self.covariance @ rows.T
 
     def difference(self, earlier: list[tuple[float, int]]) -> np.ndarray:
         """Measurement matrix (3, n) of the angle since a weighted mean of copies of it."""
@@ -116,33 +150,107 @@ class BandFilter:
         """Measurement matrix (3, n) of the present rate."""
         return np.eye(len(self.mean))[3:6]
 
-    def distance(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> float:
-        """Squared Mahalanobis distance of a measurement."""
-        return mahalanobis(value - matrix @ self.mean,
-                           matrix @ self.covariance @ matrix.T + covariance)
+    def likelihood(self, rates: np.ndarray, covariances: np.ndarray) -> np.ndarray:
+        """Log-likelihood (N,) of measured rates, (N, 3), (N, 3, 3), but for a constant."""
+        spread = self.covariance[3:6, 3:6] + covariances
+        innovation = rates - self.mean[3:6]
+        distance = np.einsum('ni,ni->n', innovation, np.linalg.solve(
+            spread, innovation[..., None])[..., 0])
+        return -0.5 * (np.minimum(distance, FARTHEST) + np.linalg.slogdet(spread)[1])
 
-    def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
-        """Take in a measurement, trusted less the further it is outside the gate."""
-        self.mean, self.covariance, _ = updated(self.mean, self.covariance, matrix, value,
-                                                covariance)
+    def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> float:
+        """
+        Take in a measurement, trusted less the further it is outside the gate.
+
+        :returns: its log-likelihood, but for a constant
+        """
+        spread = matrix @ self.covariance @ matrix.T + covariance
+        self.mean, self.covariance, distance = updated(self.mean, self.covariance, matrix, value,
+                                                       covariance)
+        return -0.5 * (min(distance, FARTHEST) + float(np.linalg.slogdet(spread)[1]))
+
+
+@dataclass
+class _Track:
+    """A motion that may be."""
+
+    filter: BandFilter
+    score: float = 0.0
+    """Log-likelihood of all that was seen, but for a constant of all tracks."""
+    blur: np.ndarray | None = None
+    """Rate (3,) that the last band's blur tells, signed."""
+    informed: tuple[bool, ...] = ()
+    """Of each band of the frame so far: whether its alignment or its blur was taken in."""
+
+    def given(self, gain: float, rate: np.ndarray, covariance: np.ndarray) -> _Track:
+        """The same with a band's blur taken in."""
+        band_filter = copy.copy(self.filter)
+        band_filter.update(band_filter.rate_matrix(), rate, covariance)
+        return _Track(band_filter, self.score + gain, rate, (*self.informed[:-1], True))
+
+    def is_like(self, other: _Track) -> bool:
+        """Whether rate and acceleration are those of another."""
+        motion = slice(3, 9)
+        return mahalanobis(self.filter.mean[motion] - other.filter.mean[motion],
+                           other.filter.covariance[motion, motion]) < ALIKE
+
+
+@lru_cache(maxsize=8)
+def _reduced(intrinsics: CameraIntrinsics, scale: int) -> tuple[CameraIntrinsics, np.ndarray]:
+    """Intrinsics of a reduced image, and the motion field at its pixels."""
+    reduced = intrinsics.resized(intrinsics.width_px // scale, intrinsics.height_px // scale)
+    return reduced, field_of_pixels(reduced)
+
+
+class _ReducedPair:
+    """
+    Two working images at one reduction.
+
+    :param earlier, later: (h, w) float32, whole
+    """
+
+    def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
+                 scale: int) -> None:
+        self._scale = scale
+        self.intrinsics, field = _reduced(intrinsics, scale)
+        size = self.intrinsics.width_px, self.intrinsics.height_px
+        earlier, self.later = (cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+                               for image in (earlier, later))
+        self._level = Level(earlier, self.later, self.intrinsics, field)
+
+    def band(self, rows: slice) -> _ReducedBand | None:
+        """A band of rows of the working image; None where too little is seen in it."""
+        full_size = (self._level.pixels[1] + 0.5) * self._scale
+        chosen = (full_size >= rows.start) & (full_size < rows.stop)
+        count = np.count_nonzero(chosen)
+        if count < MIN_PIXELS:
+            return None
+        level = self._level.part(chosen, np.zeros((2, count)))
+        middle = int(0.5 * (rows.start + rows.stop) / self._scale)
+        return _ReducedBand(level, self.intrinsics, self.later, middle)
 
 
 @dataclass(frozen=True)
-class _Pyramid:
-    """One image pair at one reduction."""
+class _ReducedBand:
+    """A band of rows of the later image of a pair, at one reduction."""
 
-    scale: int
-    later: np.ndarray
     level: Level
     intrinsics: CameraIntrinsics
-    field: np.ndarray
-    """(N, 2, 3), motion field of rotations at the level's pixels."""
+    later: np.ndarray
+    middle_row: int
 
-    def matched(self, rows: slice) -> np.ndarray:
-        """The pan (3,) under which the middle of a band is found in the earlier image, rad."""
+    @cached_property
+    def field(self) -> np.ndarray:
+        """Motion field of rotations at the pixels, (2, 3, N)."""
+        points_px = self.level.pixels.T
+        return np.ascontiguousarray(
+            motion_field_matrix(points_px, self.intrinsics)[..., :3].transpose(1, 2, 0))
+
+    @cached_property
+    def matched(self) -> np.ndarray:
+        """The pan (3,) under which the middle is found in the earlier image, rad."""
         height, width = self.later.shape
-        middle = int(0.5 * (rows.start + rows.stop) / self.scale)
-        top = int(np.clip(middle - TEMPLATE_ROWS // 2, 0, height - TEMPLATE_ROWS))
+        top = int(np.clip(self.middle_row - TEMPLATE_ROWS // 2, 0, height - TEMPLATE_ROWS))
         left = width // 4
         template = self.later[top:top + TEMPLATE_ROWS, left:width - left]
         scores = cv2.matchTemplate(self.level.earlier, template, cv2.TM_CCOEFF_NORMED)
@@ -165,11 +273,11 @@ class BandEstimator:
 
     def reset(self) -> None:
         """Forget all earlier images."""
-        self._filter: BandFilter | None = None
+        self._tracks: list[_Track] = []
+        """Motions that may be, the likeliest first."""
         self._times_s = np.zeros(0)
         self._now_s = 0.0
-        self._acceleration = 0.0
-        self._blur: np.ndarray | None = None
+        self._acceleration = START_ACCELERATION_RAD_S2
         self._begun = False
         """Whether any band has had a sign yet."""
 
@@ -188,77 +296,74 @@ class BandEstimator:
         # counted from the frame before, whose stamp is exact
         stamp_s = 0.0 if previous is None else (frame.stamp_ns - previous.frame.stamp_ns) * 1e-9
         times_s = stamp_s + row_offset_s(0.5 * (edges[:-1] + edges[1:]) - 0.5, intrinsics, frame)
-        begins = self._filter is None or previous is None
-        if begins:
+        if not self._tracks or previous is None:
             self.reset()
-            self._acceleration = START_ACCELERATION_RAD_S2
-            rate, deviation = np.zeros(3), MotionFilter.INITIAL_RATE_RAD_S
-            if estimate.usable:
-                rate, deviation = estimate.angular_velocity_rad_s, START_STD_RAD_S
-            self._filter = BandFilter(rate, deviation ** 2 * np.eye(3), self._acceleration)
+            self._tracks = [_Track(BandFilter(
+                np.zeros(3), MotionFilter.INITIAL_RATE_RAD_S ** 2 * np.eye(3),
+                self._acceleration))]
             self._now_s = times_s[0]
-        pyramids = self._pyramids(previous, current) if len(self._times_s) else []
-        angles, rates, margins, informed, speeds = [], [], [], [], []
-        blur = self._blur
+        for track in self._tracks:
+            track.informed = ()
+        pairs = []
+        if len(self._times_s) and previous.solution is not None and current.solution is not None:
+            # a blank image would match any
+            pairs = [_ReducedPair(previous.working_image, current.working_image, intrinsics, scale)
+                     for scale in REDUCTIONS]
+        angles, rates, speeds = [], [], []
         for band, time_s in enumerate(times_s):
-            # never back, where the readout lasts longer than the frame interval
-            self._filter.predict(max(time_s - self._now_s, 0.0), self._acceleration)
-            self._now_s = time_s
             rows = slice(edges[band], edges[band + 1])
-            aligned = bool(pyramids) and self._align(pyramids, rows, time_s, stamp_s, frame, blur)
-            margin, blur = self._take_blur(observation, current, rows, gain, blur)
-            speeds.append(blur)
-            margins.append(margin)
-            informed.append(aligned or margin >= RESOLVED_MARGIN)
-            angles.append(self._filter.copy(0))
-            rates.append(self._filter.copy(3))
-        if not begins and self._is_astray(rates, estimate):
-            self.reset()
-            return self.join(previous, observation, current, estimate, gain, predicts)
-        if estimate.status is EstimateStatus.OK:
-            self._anchor(rates, estimate)
+            # never back, where the readout lasts longer than the frame interval
+            elapsed_s, self._now_s = max(time_s - self._now_s, 0.0), time_s
+            for track in self._tracks:
+                track.filter.predict(elapsed_s, self._acceleration)
+            self._align(pairs, rows, time_s, stamp_s, frame)
+            self._take_blur(observation, current, rows, gain)
+            speeds.append(self._tracks[0].blur)
+            for track in self._tracks:
+                places = track.filter.copy(0), track.filter.copy(3)
+            angles.append(places[0])
+            rates.append(places[1])
+        self._tracks.sort(key=lambda track: -track.score)
+        best = self._tracks[0]
         estimates = tuple(
             self._read_out(estimate, band, rates[band], frame.stamp_ns + round(
-                (times_s[band] - stamp_s) * 1e9), margins[band], informed[band], predicts)
+                (times_s[band] - stamp_s) * 1e9), predicts)
             for band in range(self._count))
-        self._blur = blur
-        self._adapt(np.stack([self._filter.mean[start:start + 3] for start in rates]), times_s,
+        self._adapt(np.stack([best.filter.mean[start:start + 3] for start in rates]), times_s,
                     speeds)
-        self._filter.forget_all_but(angles)
+        for track in reversed(self._tracks):
+            track.filter.forget_all_but(angles)
+            track.score -= best.score
         self._times_s, self._now_s = times_s - stamp_s, self._now_s - stamp_s
-        if self._begun and all(each.status is EstimateStatus.SIGN_UNRESOLVED
-                               for each in estimates):
+        self._begun |= any(each.status is EstimateStatus.OK for each in estimates)
+        if not self._begun:
+            return ()
+        if all(each.status is EstimateStatus.SIGN_UNRESOLVED for each in estimates):
             self.reset()
-        self._begun |= any(informed)
-        return estimates if self._begun else ()
-
-    def _anchor(self, rates: list[int], estimate: MotionEstimate) -> None:
-        """Let the mean of the bands be near the whole frame's rate."""
-        state = np.eye(len(self._filter.mean))
-        matrix = np.mean([state[start:start + 3] for start in rates], axis=0)
-        self._filter.update(matrix, estimate.angular_velocity_rad_s,
-                            estimate.covariance[3:, 3:] + ANCHOR_STD_RAD_S ** 2 * np.eye(3))
-
-    def _is_astray(self, rates: list[int], estimate: MotionEstimate) -> bool:
-        """Whether the bands in the middle tell another motion than the whole frame."""
-        middle = np.mean([self._filter.mean[start:start + 3] for start in (
-            rates[(self._count - 1) // 2], rates[self._count // 2])], axis=0)
-        whole = estimate.angular_velocity_rad_s
-        speed = float(np.linalg.norm(whole))
-        return (estimate.status is EstimateStatus.OK and speed > BlurGain.MIN_RATE_RAD_S
-                and float(np.linalg.norm(middle - whole)) > ASTRAY * speed)
+        return estimates
 
     def _read_out(self, estimate: MotionEstimate, band: int, start: int, stamp_ns: int,
-                  margin: float, informed: bool, predicts: bool) -> MotionEstimate:
+                  predicts: bool) -> MotionEstimate:
+        """A band's rate in the likeliest motion, less sure where others are about as likely."""
+        best, entries = self._tracks[0], slice(start, start + 3)
+        rates = np.stack([track.filter.mean[entries] for track in self._tracks])
+        scores = np.array([track.score - best.score for track in self._tracks])
+        share = np.exp(scores) / np.exp(scores).sum()
+        apart = rates - rates[0]
+        spread = np.einsum('k,kij->ij', share, [
+            track.filter.covariance[entries, entries] for track in self._tracks]) \
+            + (share * apart.T) @ apart
         covariance = estimate.covariance.copy()
         covariance[:3, 3:] = covariance[3:, :3] = 0.0
-        covariance[3:, 3:] = self._filter.covariance[start:start + 3, start:start + 3]
-        certain = np.trace(covariance[3:, 3:]) < 3 * MAX_SPEED_STD_RAD_S ** 2
+        covariance[3:, 3:] = spread
+        margin = -float(max(scores[rates @ rates[0] < 0.0], default=LEAST_SCORE))
+        certain = np.trace(spread) < 3 * MAX_SPEED_STD_RAD_S ** 2
+        informed = best.informed[band] and margin >= RESOLVED_MARGIN
         status = EstimateStatus.OK if informed else EstimateStatus.PREDICTED
         return replace(
             estimate, stamp_ns=stamp_ns, covariance=covariance,
             sign_resolved=bool(certain and (informed or predicts)),
-            angular_velocity_rad_s=self._filter.mean[start:start + 3], sign_margin=margin,
+            angular_velocity_rad_s=rates[0], sign_margin=margin,
             status=status if certain else EstimateStatus.SIGN_UNRESOLVED,
             row_band_index=band, row_band_count=self._count)
 
@@ -274,102 +379,113 @@ class BandEstimator:
             share * self._acceleration ** 2 + (1.0 - share) * shown ** 2))
 
     def _take_blur(self, observation: BlurObservation, current: BlurMeasurement, rows: slice,
-                   gain: BlurGain,
-                   last: np.ndarray | None) -> tuple[float, np.ndarray | None]:
-        """
-        Update by a band's blur.
+                   gain: BlurGain) -> None:
+        """Follow what a band's blur may tell: every hill of either sign, or that it is misread."""
+        hills, to_rate = self._hills(observation, current, rows, gain)
+        if not hills:
+            for track in self._tracks:
+                track.blur = None
+            return
+        rates = to_rate * np.stack([hill.motion[:3] for hill in hills])
+        covariances = to_rate ** 2 * np.stack([hill.covariance[:3, :3] for hill in hills]) \
+            + (LENGTH_STD ** 2 + gain.variance) * rates[:, :, None] * rates[:, None]
+        rates, covariances = np.concatenate([rates, -rates]), np.tile(covariances, (2, 1, 1))
+        heights = np.tile([hill.log_posterior for hill in hills], 2)
+        heights -= heights.max()
+        offers = []
+        for track in self._tracks:
+            gains = [*(heights + track.filter.likelihood(rates, covariances)), UNREAD]
+            offers += [(track.score + gain, gain, number, track)
+                       for number, gain in enumerate(gains)]
+        offers.sort(key=lambda offer: -offer[0])
+        kept: list[_Track] = []
+        for score, gain, number, track in offers:
+            if score < offers[0][0] + LEAST_SCORE or len(kept) == MOST_TRACKS:
+                break
+            if number < len(rates):
+                after = track.given(gain, rates[number], covariances[number])
+            else:
+                after = replace(track, filter=copy.copy(track.filter), score=score, blur=None)
+            if not any(after.is_like(other) for other in kept):
+                kept.append(after)
+        self._tracks = kept
 
-        :param last: blur of the band before, (3,) rad/s, of either sign
-        :returns: the margin of its sign, and the rate that it tells, of either sign
-        """
+    def _hills(self, observation: BlurObservation, current: BlurMeasurement, rows: slice,
+               gain: BlurGain) -> tuple[list[BlurSolution], float]:
+        """What a band's blur may tell, up to the sign, and the rate per rotation."""
         exposure_s = current.frame.exposure_time_s
         if exposure_s is None or not current.informative:
-            return 0.0, None
+            return [], 0.0
         to_rate = 1.0 / (exposure_s * gain.value)
-        matrix = self._filter.rate_matrix()
-        expected = np.pad(self._filter.mean[3:6] / to_rate, (0, 3))
-        starts = [expected, current.solution.motion]
-        if last is not None:
-            starts.append(np.pad(last / to_rate, (0, 3)))
-        readings = []
-        for hill in self._gyroscope.solve_rows(observation, rows, np.stack(starts)):
-            rate = hill.motion[:3] * to_rate
-            covariance = hill.covariance[:3, :3] * to_rate ** 2 \
-                + (LENGTH_STD ** 2 + gain.variance) * np.outer(rate, rate)
-            against = [0.5 * self._filter.distance(matrix, sign * rate, covariance)
-                       for sign in (1.0, -1.0)]
-            sign = 1.0 if against[0] <= against[1] else -1.0
-            readings.append((hill.log_posterior - min(against), sign * rate, covariance,
-                             abs(against[1] - against[0])))
-        if not readings:
-            return 0.0, None
-        _, rate, covariance, margin = max(readings, key=lambda reading: reading[0])
-        if margin >= RESOLVED_MARGIN:
-            self._filter.update(matrix, rate, covariance)
-        return margin, rate
+        near = [track.filter.mean[3:6] for track in self._tracks]
+        near += [track.blur for track in self._tracks if track.blur is not None]
+        starts = np.zeros((len(near) + 1, 6))
+        starts[0], starts[1:, :3] = current.solution.motion, np.stack(near) / to_rate
+        return self._gyroscope.solve_rows(observation, rows, starts), to_rate
 
-    def _pyramids(self, previous: BlurMeasurement, current: BlurMeasurement) -> list[_Pyramid]:
-        if previous.solution is None or current.solution is None:  # a blank image matches any
-            return []
-        pyramids = []
-        for scale in REDUCTIONS:
-            size = (current.intrinsics.width_px // scale, current.intrinsics.height_px // scale)
-            reduced = current.intrinsics.resized(*size)
-            field = field_of_pixels(reduced)
-            earlier, later = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (
-                previous.working_image, current.working_image))
-            level = Level(earlier, later, reduced, field)
-            pyramids.append(_Pyramid(scale, later, level, reduced, np.ascontiguousarray(
-                field[:, :3, level.chosen].transpose(2, 0, 1))))
-        return pyramids
-
-    def _align(self, pyramids: list[_Pyramid], rows: slice, time_s: float, stamp_s: float,
-               frame: Frame, blur: np.ndarray | None) -> bool:
+    def _align(self, pairs: list[_ReducedPair], rows: slice, time_s: float, stamp_s: float,
+               frame: Frame) -> None:
         """Update by the turn since the band's scene was exposed in the frame before."""
-        expected = self._turn_since(time_s - stamp_s)
-        matrix = self._filter.difference(self._weights(time_s - stamp_s))
-        spread = matrix @ self._filter.covariance @ matrix.T
-        starts = [expected]
-        if np.trace(spread) * pyramids[0].intrinsics.fx_px ** 2 > LOST_PX ** 2:
-            starts.append(pyramids[0].matched(rows))
-            if blur is not None:
-                starts += [blur * stamp_s, -blur * stamp_s]
-        for pyramid in pyramids:
-            y = pyramid.level.pixels[1]
-            full_size = (y + 0.5) * pyramid.scale
-            chosen = (full_size >= rows.start) & (full_size < rows.stop)
-            if chosen.sum() < MIN_PIXELS:
-                return False
-            field, y = pyramid.field[chosen], y[chosen]
-            later_s = stamp_s + row_offset_s(y, pyramid.intrinsics, frame)
+        bands = [pair.band(rows) for pair in pairs]
+        for track in self._tracks:
+            found = None
+            if bands and None not in bands:
+                starts = self._starts(track, bands[0], time_s, stamp_s)
+                found = self._aligned(track.filter, bands, starts, time_s, stamp_s, frame)
+            similarity = MIN_SIMILARITY
+            if found is not None and found[0].similarity > similarity:
+                similarity = found[0].similarity
+                track.score += self._take_turn(track.filter, *found, bands[-1].intrinsics)
+            track.informed = (*track.informed, similarity > MIN_SIMILARITY)
+            track.score -= 0.5 * WITNESSES * math.log(1.0 - similarity ** 2 + LEAST_DIFFERENCE)
+
+    def _starts(self, track: _Track, band: _ReducedBand, time_s: float,
+                stamp_s: float) -> list[np.ndarray]:
+        """Turns (3,) to align from."""
+        matrix = track.filter.difference(self._weights(time_s - stamp_s))
+        starts = [matrix @ track.filter.mean]
+        spread = matrix @ track.filter.covariance @ matrix.T
+        if np.trace(spread) * band.intrinsics.fx_px ** 2 > LOST_PX ** 2:
+            starts.append(band.matched)
+            if track.blur is not None:
+                starts += [track.blur * stamp_s, -track.blur * stamp_s]
+        return starts
+
+    def _aligned(self, band_filter: BandFilter, bands: list[_ReducedBand],
+                 starts: list[np.ndarray], time_s: float, stamp_s: float,
+                 frame: Frame) -> tuple[Alignment, float] | None:
+        """The turn that fits a band best, and the time of what it shows in the frame before."""
+        for band in bands:
+            y = band.level.pixels[1]
+            since_s = stamp_s + row_offset_s(y, band.intrinsics, frame) - time_s
+            ahead = since_s * (band_filter.mean[3:6] @ band.field)
             best = None
             for turn in starts:
-                seen_at = y - (field @ turn)[:, 1]
-                seen_s = row_offset_s(seen_at, pyramid.intrinsics, frame)
-                mean_s = float(np.clip(seen_s.mean(), self._times_s[0], self._times_s[-1]))
+                seen_s = row_offset_s(y - turn @ band.field[1], band.intrinsics, frame)
+                mean_s = float(min(max(seen_s.mean(), self._times_s[0]), self._times_s[-1]))
                 # rows of a band turned by a little more or less than its middle
-                within = (later_s - time_s)[:, None] * self._filter.mean[3:6] \
-                    - (seen_s - mean_s)[:, None] * self._rate_before(mean_s)
-                offset = np.einsum('nij,nj->in', field, within)
-                found = pyramid.level.part(chosen, offset).refine(np.pad(turn, (0, 3)), ITERATIONS)
+                behind = (seen_s - mean_s) * (self._rate_before(band_filter, mean_s) @ band.field)
+                level = copy.copy(band.level)
+                level.offset_px = np.subtract(ahead, behind, dtype=np.float32)
+                found = level.refine(np.concatenate([turn, np.zeros(3)]), ITERATIONS)
                 if found is not None and (best is None
                                           or found.similarity > best[0].similarity):
                     best = found, mean_s
-            if best is None or best[0].similarity < MIN_SIMILARITY:
-                return False
+            if best is None:
+                return None
             starts = [best[0].motion[:3]]
-        self._take_turn(best[0], self._weights(best[1]), pyramids[-1].intrinsics)
-        return True
+        return best
 
-    def _take_turn(self, found: Alignment, earlier: list[tuple[float, int]],
-                   intrinsics: CameraIntrinsics) -> None:
+    def _take_turn(self, band_filter: BandFilter, found: Alignment, seen_s: float,
+                   intrinsics: CameraIntrinsics) -> float:
+        """Update by an aligned turn; returns its log-likelihood."""
         turn = found.motion[:3]
         shared = (ALIGNMENT_ERROR_PX / intrinsics.fx_px) ** 2 \
             + ALIGNMENT_SCALE_STD ** 2 * float(turn @ turn)
         # of the rotation alone, as if the translation were known: prior and scale stand for it
         covariance = np.linalg.inv(np.linalg.inv(found.covariance)[:3, :3])
-        self._filter.update(self._filter.difference(earlier), turn,
-                            covariance + shared * np.eye(3))
+        return band_filter.update(band_filter.difference(self._weights(seen_s)), turn,
+                                  covariance + shared * np.eye(3))
 
     def _weights(self, time_s: float) -> list[tuple[float, int]]:
         """The angle of the frame before at a time since its stamp, as a mean of copies."""
@@ -378,13 +494,9 @@ class BandEstimator:
         share = float((time_s - self._times_s[after - 1]) / span_s)
         return [(1.0 - share, 9 + 3 * (after - 1)), (share, 9 + 3 * after)]
 
-    def _turn_since(self, time_s: float) -> np.ndarray:
-        """Expected turn (3,) since a time of the frame before, rad."""
-        return self._filter.difference(self._weights(time_s)) @ self._filter.mean
-
-    def _rate_before(self, time_s: float) -> np.ndarray:
+    def _rate_before(self, band_filter: BandFilter, time_s: float) -> np.ndarray:
         """Rate (3,) at a time of the frame before, from its angles."""
         (_, start), (_, end) = self._weights(time_s)
         band = (start - 9) // 3
         span_s = self._times_s[band + 1] - self._times_s[band]
-        return (self._filter.mean[end:end + 3] - self._filter.mean[start:start + 3]) / span_s
+        return (band_filter.mean[end:end + 3] - band_filter.mean[start:start + 3]) / span_s

@@ -8,7 +8,7 @@ import pytest
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import ConfigError
-from image_as_imu_ros.evaluation.metrics import coverage_95
+from image_as_imu_ros.evaluation.metrics import coverage_95, mean_nees
 from image_as_imu_ros.model.architectures import Reference
 from image_as_imu_ros.model.reference import ReferenceNetwork
 from image_as_imu_ros.rolling_shutter import BandFilter
@@ -76,9 +76,10 @@ def test_eight_rates_per_frame_follow_what_one_cannot(shaken):
         truth = trajectory.angular_velocity_rad_s(grid_s)
         for name, one in series.items():
             squares[name] += ((interpolated(one, grid_s) - truth) ** 2).sum(axis=1).mean()
-    # measured over 20 phases: 0.50; perfect rates once per frame would be off by 2.0 rad/s
-    assert np.sqrt(squares['bands'] / squares['frames']) <= 0.65
-    assert np.sqrt(squares['bands'] / len(shaken)) < 1.5
+    # measured over three times 20 phases: 0.24 to 0.30, and 0.5 to 0.7 where only one motion is
+    # followed; perfect rates once per frame would be off by 2.0 rad/s
+    assert np.sqrt(squares['bands'] / squares['frames']) <= 0.4
+    assert np.sqrt(squares['bands'] / len(shaken)) < 1.1
 
 
 def test_covariance_of_bands_is_believable(shaken):
@@ -86,7 +87,8 @@ def test_covariance_of_bands_is_believable(shaken):
                trajectory.angular_velocity_rad_s(np.array([each.stamp_ns * 1e-9]))[0])
               for trajectory, _, _, bands in shaken for group in bands for each in group]
     estimate, covariance, truth = map(np.array, zip(*errors))
-    assert coverage_95(estimate, truth, covariance) > 0.85
+    assert 0.9 < coverage_95(estimate, truth, covariance) < 0.99
+    assert 1.5 < mean_nees(estimate, truth, covariance) < 4.5  # measured: 2.6
 
 
 def test_bands_are_stamped_at_their_rows_mid_exposure(shaken):
