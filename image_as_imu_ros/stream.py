@@ -87,7 +87,7 @@ class StreamEstimator:
         self.gyroscope = gyroscope
         self.config = config
         self._estimates_exposure = config.exposure_mode == 'estimate'
-        self._estimates_readout = config.readout_mode == 'estimate' and config.subframe_rates < 2
+        self._estimates_readout = config.readout_mode == 'estimate'
         self._band_estimator = BandEstimator(gyroscope, config)
         self.bands: tuple[MotionEstimate, ...] = ()
         """Estimates of the last frame's bands of rows, in time order."""
@@ -216,18 +216,17 @@ class StreamEstimator:
                   'fuse': 1e3 * (time.perf_counter() - aligned)}
         estimate = self._with_exposure(replace(estimate, timing_ms=timing))
         self.bands = ()
-        if self._has_bands(frame):
+        if (self.config.subframe_rates > 1 and frame.readout_time_s
+                and (not estimates_readout or self._readout.certain)):
             self.bands = self._band_estimator.join(
                 previous, observation, measurement, estimate, self._gain,
                 predicts=self.config.unresolved_sign != 'drop')
+        else:
+            self._band_estimator.reset()
         self._previous, self.alignment = measurement, alignment
         self._past_derivatives = self._filter.derivatives[1:]
         self._past_velocity = self._filter.twist[3:]
         return estimate
-
-    def _has_bands(self, frame: Frame) -> bool:
-        """Whether a frame's bands of rows are estimated one by one."""
-        return self.config.subframe_rates > 1 and frame.readout_time_s > 0.0
 
     def _learn_gain(self) -> None:
         """Compare the blurs of three frames with the turn between them, by Simpson's rule."""
@@ -318,8 +317,7 @@ class StreamEstimator:
         """What moves points to where all rows exposed at once would show them, if it matters."""
         if estimates_readout:
             self._readout.drift()
-        if self._has_bands(current.frame) or not (
-                self._readout.matters if estimates_readout else current.frame.readout_time_s):
+        if not (self._readout.matters if estimates_readout else current.frame.readout_time_s):
             return None
         ahead = copy.copy(self._filter)
         for motion in self._unsigned_motion(current):
@@ -364,8 +362,7 @@ class StreamEstimator:
             if alignment is not None:
                 self._gain_history = [*history[-2:], (blur_rate, alignment.motion[:3], elapsed_s)]
                 self._learn_gain()
-                if not self._has_bands(frame):
-                    self._compare_blurs(measurement, alignment)
+                self._compare_blurs(measurement, alignment)
         elif blurred and elapsed_s is not None:  # of either sign: zero, give or take the rate
             either = estimate.of_either_sign()
             self._filter.update(RATE, np.zeros(3), either.covariance[3:, 3:])
