@@ -456,6 +456,12 @@ class VisualImu(LifecycleNode):
         if exposure.time_s is None and estimate.exposure_time_s is not None:
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
             shift_s = STAMP_SHIFTS[config.node.stamp_reference] * estimate.exposure_time_s
+        output_frame = config.node.output_frame or frame_id
+        for each in self._stream.bands or (estimate,):
+            each = replace(each, stamp_ns=each.stamp_ns + round(shift_s * 1e9))
+            if output_frame != frame_id:
+                each = self._moved_to(output_frame, frame_id, each)
+            self._publish(each, output_frame, source, observed.arrival, waited_s)
         self._monitor.estimated({
             'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
             'sign': 'resolved' if estimate.sign_resolved else 'unresolved',
@@ -463,12 +469,6 @@ class VisualImu(LifecycleNode):
             'angular velocity stddev [rad/s]': ', '.join(
                 f'{deviation:.3g}' for deviation in np.sqrt(np.diag(estimate.covariance)[3:])),
             **self._further_facts(observed)})
-        output_frame = config.node.output_frame or frame_id
-        for each in self._stream.bands or (estimate,):
-            each = replace(each, stamp_ns=each.stamp_ns + round(shift_s * 1e9))
-            if output_frame != frame_id:
-                each = self._moved_to(output_frame, frame_id, each)
-            self._publish(each, output_frame, source, observed.arrival, waited_s)
         self._overlay.offer(observed.observation, estimate, frame_id,
                             config.estimator.scene_depth)
 
