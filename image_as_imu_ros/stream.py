@@ -167,6 +167,7 @@ class StreamEstimator:
             return self._join(observation)
 
     def _join(self, observation: BlurObservation) -> MotionEstimate:
+        begin = time.perf_counter()
         if self._estimates_exposure:  # the gain of the guess leads to the true one
             observation = replace(observation, frame=replace(
                 observation.frame, exposure_time_s=GUESSED_EXPOSURE_S))
@@ -192,8 +193,9 @@ class StreamEstimator:
         start = None
         if previous is not None and exposure_s is not None:
             start = self._filter.twist * exposure_s * self._gain.value
+        predicted = time.perf_counter()
         measurement = self.gyroscope.solve(observation, start)
-        begin = time.perf_counter()
+        solved = time.perf_counter()
         alignment = None
         if previous is not None:
             alignment = self._align(previous, measurement, elapsed_s, estimates_readout)
@@ -212,9 +214,7 @@ class StreamEstimator:
         estimate = self._fuse(measurement, alignment, elapsed_s)
         if previous is not None:
             self._filter.remember(elapsed_s)
-        timing = {**measurement.timing_ms, 'align': 1e3 * (aligned - begin),
-                  'fuse': 1e3 * (time.perf_counter() - aligned)}
-        estimate = self._with_exposure(replace(estimate, timing_ms=timing))
+        estimate = self._with_exposure(estimate)
         self.bands = ()
         if (self.config.subframe_rates > 1 and frame.readout_time_s
                 and (not estimates_readout or self._readout.certain)):
@@ -226,7 +226,10 @@ class StreamEstimator:
         self._previous, self.alignment = measurement, alignment
         self._past_derivatives = self._filter.derivatives[1:]
         self._past_velocity = self._filter.twist[3:]
-        return estimate
+        timing = {**measurement.timing_ms, 'align': 1e3 * (aligned - solved),
+                  'fuse': 1e3 * (predicted - begin + time.perf_counter() - aligned)}
+        self.bands = tuple(replace(band, timing_ms=timing) for band in self.bands)
+        return replace(estimate, timing_ms=timing)
 
     def _learn_gain(self) -> None:
         """Compare the blurs of three frames with the turn between them, by Simpson's rule."""

@@ -66,6 +66,9 @@ WARM_UP_FRAMES = 3
 TURN_S = 5e-4
 """How long a thread keeps Python's interpreter while others wait for it."""
 
+YIELD_S = 2e-3
+"""How long the executor leaves it to the worker that an image has woken."""
+
 LATENESS_S = 0.5
 """An image that is older than one before by more than this tells of a jump in time."""
 
@@ -374,6 +377,8 @@ class VisualImu(LifecycleNode):
         if self._inbox.put_image(msg):
             self._drop(DropCause.BUSY, 'a newer image came before this one was processed; '
                        'lower the frame rate or estimator.working_size')
+        # else the worker waits for the interpreter until the executor has gone its round
+        time.sleep(YIELD_S)
 
     def _on_exposure(self, msg: Any) -> None:
         source = MESSAGE_SOURCES[self.config.node.told_exposure]

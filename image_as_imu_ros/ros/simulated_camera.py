@@ -110,7 +110,8 @@ class SimulatedCamera(Node):
             for msg in (info, exposure, image):
                 msg.header.stamp = stamp
         self.info_publisher.publish(info)
-        self.exposure_publisher.publish(exposure)
+        if self.exposure_publisher.get_subscription_count():
+            self.exposure_publisher.publish(exposure)
         self.image_publisher.publish(image)
 
     def publishers_without_listener(self) -> list[Publisher]:
