@@ -125,6 +125,11 @@ class VisualGyroscope:
                                                self.threads)
         self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray, np.ndarray]] = {}
 
+    @property
+    def tells_rows(self) -> bool:
+        """Whether `solve_rows` has an answer."""
+        return self._architecture.tells_rows
+
     def observe(self, frame: Frame) -> BlurObservation:
         """
         Undistort a frame and run the network on it.

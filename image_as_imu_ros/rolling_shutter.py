@@ -24,8 +24,6 @@ import numpy as np
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
 from image_as_imu_ros.geometry.alignment import Alignment, Level, field_of_pixels
-from image_as_imu_ros.geometry.blur_solver import BlurSolution
-from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
@@ -38,9 +36,8 @@ from image_as_imu_ros.motion_filter import (
 from image_as_imu_ros.row_motion import row_offset_s
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
-REDUCTIONS = (4, 2)
-"""Of the working image, at which bands are aligned one after the other."""
-ITERATIONS = 4
+REDUCTIONS, ITERATIONS = (4, 2), 4
+"""Of the working image, at which bands are aligned one after the other, in so many steps."""
 MIN_PIXELS = 60
 """Fewest pixels of a band that are aligned."""
 MIN_SIMILARITY = 0.5
@@ -63,12 +60,16 @@ ALIKE = 1.0
 """Squared Mahalanobis distance of rates and accelerations that are followed as one."""
 FARTHEST = 25.0
 """Squared Mahalanobis distance beyond which a measurement tells no more against a motion."""
+LEAST_BLUR = 4.0
+"""Squared Mahalanobis distance of a blur from none: shorter ones are read as too long."""
 UNREAD = -6.0
-"""Log-likelihood of a band's blur being wrongly read."""
+"""Log-likelihood of a rate, per (rad/s)^3, where a band's blur is wrongly read."""
+UNMATCHED = 8.0
+"""Log-likelihood of a turn, per rad^3, where none is found."""
 WITNESSES, LEAST_DIFFERENCE = 10.0, 1e-3
 """Pixels of aligned bands that count as independent, and their unexplained share at best."""
-START_ACCELERATION_RAD_S2 = 200.0
-ACCELERATION_PER_RATE = 35.0
+START_ACCELERATION_RAD_S2, ACCELERATION_PER_RATE = 200.0, 35.0
+"""Rms of the acceleration at first, and what a blur lets expect, per second."""
 MEMORY_FRAMES = 4.0
 """Frames over which the size of the acceleration is remembered."""
 
@@ -106,6 +107,7 @@ class BandFilter:
     """
 
     CORRELATION_S = 0.03
+    """Over which the acceleration resembles itself."""
 
     def __init__(self, rate: np.ndarray, covariance: np.ndarray, acceleration: float) -> None:
         self.mean = np.concatenate([np.zeros(3), rate, np.zeros(3)])
@@ -179,14 +181,20 @@ class _Track:
     """Log-likelihood of all that was seen, but for a constant of all tracks."""
     blur: np.ndarray | None = None
     """Rate (3,) that the last band's blur tells, signed."""
-    informed: tuple[bool, ...] = ()
-    """Of each band of the frame so far: whether its alignment or its blur was taken in."""
+    aligned: tuple[bool, ...] = ()
+    read: tuple[bool, ...] = ()
+    """Of each band of the frame so far: whether its turn, and its blur, were taken in."""
 
-    def given(self, gain: float, rate: np.ndarray, covariance: np.ndarray) -> _Track:
-        """The same with a band's blur taken in."""
+    def given(self, told: float, rate: np.ndarray, covariance: np.ndarray) -> _Track:
+        """The same with a band's blur taken in, of a log-likelihood."""
         band_filter = copy.copy(self.filter)
         band_filter.update(band_filter.rate_matrix(), rate, covariance)
-        return _Track(band_filter, self.score + gain, rate, (*self.informed[:-1], True))
+        return _Track(band_filter, self.score + told, rate, self.aligned, (*self.read, True))
+
+    def without_blur(self, told: float) -> _Track:
+        """The same with a band's blur left aside."""
+        return _Track(copy.copy(self.filter), self.score + told, None, self.aligned,
+                      (*self.read, False))
 
     def is_like(self, other: _Track) -> bool:
         """Whether rate and acceleration are those of another."""
@@ -212,11 +220,11 @@ class _ReducedPair:
     def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
                  scale: int) -> None:
         self._scale = scale
-        self.intrinsics, field = _reduced(intrinsics, scale)
+        self.intrinsics, self._field = _reduced(intrinsics, scale)
         size = self.intrinsics.width_px, self.intrinsics.height_px
         earlier, self.later = (cv2.resize(image, size, interpolation=cv2.INTER_AREA)
                                for image in (earlier, later))
-        self._level = Level(earlier, self.later, self.intrinsics, field)
+        self._level = Level(earlier, self.later, self.intrinsics, self._field)
 
     def band(self, rows: slice) -> _ReducedBand | None:
         """A band of rows of the working image; None where too little is seen in it."""
@@ -227,7 +235,8 @@ class _ReducedPair:
             return None
         level = self._level.part(chosen, np.zeros((2, count)))
         middle = int(0.5 * (rows.start + rows.stop) / self._scale)
-        return _ReducedBand(level, self.intrinsics, self.later, middle)
+        field = np.ascontiguousarray(self._field[:, :3, self._level.chosen[chosen]])
+        return _ReducedBand(level, field, self.intrinsics, self.later, middle)
 
 
 @dataclass(frozen=True)
@@ -235,16 +244,11 @@ class _ReducedBand:
     """A band of rows of the later image of a pair, at one reduction."""
 
     level: Level
+    field: np.ndarray
+    """Motion field of rotations at the level's pixels, (2, 3, N)."""
     intrinsics: CameraIntrinsics
     later: np.ndarray
     middle_row: int
-
-    @cached_property
-    def field(self) -> np.ndarray:
-        """Motion field of rotations at the pixels, (2, 3, N)."""
-        points_px = self.level.pixels.T
-        return np.ascontiguousarray(
-            motion_field_matrix(points_px, self.intrinsics)[..., :3].transpose(1, 2, 0))
 
     @cached_property
     def matched(self) -> np.ndarray:
@@ -274,7 +278,7 @@ class BandEstimator:
     def reset(self) -> None:
         """Forget all earlier images."""
         self._tracks: list[_Track] = []
-        """Motions that may be, the likeliest first."""
+        """Motions that may be, between images the likeliest first."""
         self._times_s = np.zeros(0)
         self._now_s = 0.0
         self._acceleration = START_ACCELERATION_RAD_S2
@@ -303,7 +307,9 @@ class BandEstimator:
                 self._acceleration))]
             self._now_s = times_s[0]
         for track in self._tracks:
-            track.informed = ()
+            track.aligned = track.read = ()
+        if not estimate.usable:  # what is taken over of it is of either sign
+            estimate = estimate.of_either_sign()
         pairs = []
         if len(self._times_s) and previous.solution is not None and current.solution is not None:
             # a blank image would match any
@@ -319,10 +325,10 @@ class BandEstimator:
             self._align(pairs, rows, time_s, stamp_s, frame)
             self._take_blur(observation, current, rows, gain)
             speeds.append(self._tracks[0].blur)
-            for track in self._tracks:
-                places = track.filter.copy(0), track.filter.copy(3)
-            angles.append(places[0])
-            rates.append(places[1])
+            for track in self._tracks:  # whose states all have the same layout
+                angle, rate = track.filter.copy(0), track.filter.copy(3)
+            angles.append(angle)
+            rates.append(rate)
         self._tracks.sort(key=lambda track: -track.score)
         best = self._tracks[0]
         estimates = tuple(
@@ -356,9 +362,12 @@ class BandEstimator:
         covariance = estimate.covariance.copy()
         covariance[:3, 3:] = covariance[3:, :3] = 0.0
         covariance[3:, 3:] = spread
-        margin = -float(max(scores[rates @ rates[0] < 0.0], default=LEAST_SCORE))
+        rival = -float(max(scores[rates @ rates[0] < 0.0], default=LEAST_SCORE))
+        # a motion and its reverse that are alike were followed as one
+        margin = min(rival, 2.0 * mahalanobis(rates[0], spread))
         certain = np.trace(spread) < 3 * MAX_SPEED_STD_RAD_S ** 2
-        informed = best.informed[band] and margin >= RESOLVED_MARGIN
+        informed = rival >= RESOLVED_MARGIN and (
+            best.aligned[band] or (best.read[band] and margin >= RESOLVED_MARGIN))
         status = EstimateStatus.OK if informed else EstimateStatus.PREDICTED
         return replace(
             estimate, stamp_ns=stamp_ns, covariance=covariance,
@@ -381,47 +390,50 @@ class BandEstimator:
     def _take_blur(self, observation: BlurObservation, current: BlurMeasurement, rows: slice,
                    gain: BlurGain) -> None:
         """Follow what a band's blur may tell: every hill of either sign, or that it is misread."""
-        hills, to_rate = self._hills(observation, current, rows, gain)
-        if not hills:
-            for track in self._tracks:
-                track.blur = None
-            return
-        rates = to_rate * np.stack([hill.motion[:3] for hill in hills])
-        covariances = to_rate ** 2 * np.stack([hill.covariance[:3, :3] for hill in hills]) \
-            + (LENGTH_STD ** 2 + gain.variance) * rates[:, :, None] * rates[:, None]
-        rates, covariances = np.concatenate([rates, -rates]), np.tile(covariances, (2, 1, 1))
-        heights = np.tile([hill.log_posterior for hill in hills], 2)
-        heights -= heights.max()
+        rates, covariances, heights = self._readings(observation, current, rows, gain)
         offers = []
         for track in self._tracks:
-            gains = [*(heights + track.filter.likelihood(rates, covariances)), UNREAD]
-            offers += [(track.score + gain, gain, number, track)
-                       for number, gain in enumerate(gains)]
+            told = heights + track.filter.likelihood(rates, covariances)
+            offers += [(track.score + each, each, number, track)
+                       for number, each in enumerate([*told, UNREAD])]
         offers.sort(key=lambda offer: -offer[0])
         kept: list[_Track] = []
-        for score, gain, number, track in offers:
+        for score, each, number, track in offers:
             if score < offers[0][0] + LEAST_SCORE or len(kept) == MOST_TRACKS:
                 break
-            if number < len(rates):
-                after = track.given(gain, rates[number], covariances[number])
-            else:
-                after = replace(track, filter=copy.copy(track.filter), score=score, blur=None)
+            after = track.without_blur(each) if number == len(rates) else \
+                track.given(each, rates[number], covariances[number])
             if not any(after.is_like(other) for other in kept):
                 kept.append(after)
         self._tracks = kept
 
-    def _hills(self, observation: BlurObservation, current: BlurMeasurement, rows: slice,
-               gain: BlurGain) -> tuple[list[BlurSolution], float]:
-        """What a band's blur may tell, up to the sign, and the rate per rotation."""
-        exposure_s = current.frame.exposure_time_s
-        if exposure_s is None or not current.informative:
-            return [], 0.0
-        to_rate = 1.0 / (exposure_s * gain.value)
-        near = [track.filter.mean[3:6] for track in self._tracks]
-        near += [track.blur for track in self._tracks if track.blur is not None]
-        starts = np.zeros((len(near) + 1, 6))
-        starts[0], starts[1:, :3] = current.solution.motion, np.stack(near) / to_rate
-        return self._gyroscope.solve_rows(observation, rows, starts), to_rate
+    def _readings(self, observation: BlurObservation, current: BlurMeasurement, rows: slice,
+                  gain: BlurGain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Read a band's blur.
+
+        :returns: rates of either sign, (N, 3) rad/s, their covariances, (N, 3, 3), and how high
+            their hills are, (N,), relative to the highest; none where there is no blur
+        """
+        exposure_s, hills = current.frame.exposure_time_s, []
+        if exposure_s is not None and current.informative:
+            to_rate = 1.0 / (exposure_s * gain.value)
+            near = [track.filter.mean[3:6] for track in self._tracks]
+            near += [track.blur for track in self._tracks if track.blur is not None]
+            starts = np.zeros((len(near) + 1, 6))
+            starts[0], starts[1:, :3] = current.solution.motion, np.stack(near) / to_rate
+            hills = self._gyroscope.solve_rows(observation, rows, starts)
+        readings = []
+        for hill in hills:
+            rate = to_rate * hill.motion[:3]
+            covariance = to_rate ** 2 * hill.covariance[:3, :3] \
+                + (LENGTH_STD ** 2 + gain.variance) * np.outer(rate, rate)
+            if mahalanobis(rate, covariance) > LEAST_BLUR:
+                height = hill.log_posterior - max(each.log_posterior for each in hills)
+                readings += [(rate, covariance, height), (-rate, covariance, height)]
+        if not readings:
+            return np.empty((0, 3)), np.empty((0, 3, 3)), np.empty(0)
+        return tuple(map(np.array, zip(*readings)))
 
     def _align(self, pairs: list[_ReducedPair], rows: slice, time_s: float, stamp_s: float,
                frame: Frame) -> None:
@@ -432,12 +444,13 @@ class BandEstimator:
             if bands and None not in bands:
                 starts = self._starts(track, bands[0], time_s, stamp_s)
                 found = self._aligned(track.filter, bands, starts, time_s, stamp_s, frame)
-            similarity = MIN_SIMILARITY
-            if found is not None and found[0].similarity > similarity:
-                similarity = found[0].similarity
+            matches = found is not None and found[0].similarity > MIN_SIMILARITY
+            track.aligned = (*track.aligned, matches)
+            if matches:
                 track.score += self._take_turn(track.filter, *found, bands[-1].intrinsics)
-            track.informed = (*track.informed, similarity > MIN_SIMILARITY)
+            similarity = found[0].similarity if matches else MIN_SIMILARITY
             track.score -= 0.5 * WITNESSES * math.log(1.0 - similarity ** 2 + LEAST_DIFFERENCE)
+            track.score += 0.0 if matches else UNMATCHED
 
     def _starts(self, track: _Track, band: _ReducedBand, time_s: float,
                 stamp_s: float) -> list[np.ndarray]:

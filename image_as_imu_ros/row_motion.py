@@ -171,6 +171,8 @@ class ReadoutTime:
     def __init__(self) -> None:
         self.value_s = 0.0
         self.variance = self.PRIOR_STD_S ** 2
+        self.known = False
+        """Whether it has been certain and, as far as is known, still is that of a rolling one."""
 
     @property
     def certain(self) -> bool:
@@ -199,6 +201,7 @@ class ReadoutTime:
         self.value_s += share * correction_s / (variance * told)
         self.value_s = min(max(self.value_s, 0.0), self.LONGEST_S)
         self.variance *= 1.0 - share
+        self.known = self.certain or (self.known and self.value_s > self.NONE_S)
 
 
 class RowTrust:

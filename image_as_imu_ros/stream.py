@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
-from image_as_imu_ros.errors import SynchronizationError
+from image_as_imu_ros.errors import ConfigError, SynchronizationError
 from image_as_imu_ros.estimator import (
     BlurMeasurement,
     BlurObservation,
@@ -81,9 +81,14 @@ class StreamEstimator:
     match or the last one began anew.
 
     :param gyroscope: estimates single images; may be shared by several streams
+    :raises ConfigError: if bands of rows are asked for that its network does not tell
     """
 
     def __init__(self, gyroscope: VisualGyroscope, config: StreamConfig = StreamConfig()) -> None:
+        if config.subframe_rates > 1 and not gyroscope.tells_rows:
+            raise ConfigError(f'subframe_rates: {config.subframe_rates}, but the network '
+                              f'"{gyroscope.weights.name}" measures whole images only; use other '
+                              'weights or set it to 0')
         self.gyroscope = gyroscope
         self.config = config
         self._estimates_exposure = config.exposure_mode == 'estimate'
@@ -217,7 +222,7 @@ class StreamEstimator:
         estimate = self._with_exposure(estimate)
         self.bands = ()
         if (self.config.subframe_rates > 1 and frame.readout_time_s
-                and (not estimates_readout or self._readout.certain)):
+                and (not estimates_readout or self._readout.known)):
             self.bands = self._band_estimator.join(
                 previous, observation, measurement, estimate, self._gain,
                 predicts=self.config.unresolved_sign != 'drop')

@@ -134,7 +134,10 @@ def test_readout_time_is_learnt_kept_and_looked_at_again():
         measured_s = 0.02 + 0.002 * noise.standard_normal()
         readout.observe(own / 0.002 ** 2 * (measured_s - readout.value_s), own)
     assert readout.value_s == pytest.approx(0.02, abs=3e-3)
-    assert readout.matters
+    assert readout.matters and readout.certain and readout.known
+    for _ in range(300):
+        readout.drift()
+    assert readout.known and not readout.certain  # a camera at rest is still the same
     told_nothing = readout.value_s, readout.variance
     readout.observe(0.0, readout.variance)
     assert (readout.value_s, readout.variance) == told_nothing
@@ -142,7 +145,7 @@ def test_readout_time_is_learnt_kept_and_looked_at_again():
     assert readout.value_s == 0.0
     for _ in range(5):
         readout.observe(0.0, 1e-9)
-    assert not readout.matters
+    assert not readout.matters and not readout.known
     for _ in range(100):
         readout.drift()
     assert readout.matters

@@ -106,6 +106,7 @@ class Reference:
 
     colour = True
     tells_depth = True
+    tells_rows = False
 
     def __init__(self, network: ReferenceNetwork, device: str, runtime: str = 'auto') -> None:
         if runtime not in ('auto', 'torch'):

@@ -25,6 +25,8 @@ class Architecture(Protocol):
     """Whether it sees the working image in RGB rather than in gray."""
     tells_depth: ClassVar[bool]
     """Whether the network tells the depth of the scene, so that no measured one is used."""
+    tells_rows: ClassVar[bool]
+    """Whether `solve_rows` has an answer for a part of an image."""
 
     @staticmethod
     def points(intrinsics: CameraIntrinsics) -> np.ndarray:
@@ -83,6 +85,7 @@ class Distributions:
 
     colour = False
     tells_depth = False
+    tells_rows = True
 
     def __init__(self, model: CellModel) -> None:
         self._model = model

@@ -70,6 +70,11 @@ class Inbox:
         self._exposures: dict[int, ExposureTime] = {}
         self._depths: dict[int, Image] = {}
 
+    @property
+    def waits(self) -> bool:
+        """Whether images wait for other messages."""
+        return self._wants_exposure or self._wants_depth
+
     def put_image(self, msg: Image | CompressedImage) -> bool:
         """Leave an image; tell whether it replaced one that nobody took."""
         stamp_ns, interval_s = stamp_to_ns(msg.header.stamp), None

@@ -377,8 +377,9 @@ class VisualImu(LifecycleNode):
         if self._inbox.put_image(msg):
             self._drop(DropCause.BUSY, 'a newer image came before this one was processed; '
                        'lower the frame rate or estimator.working_size')
-        # else the worker waits for the interpreter until the executor has gone its round
-        time.sleep(YIELD_S)
+        elif not self._inbox.waits:
+            # the worker would wait for the interpreter until the executor has gone its round
+            time.sleep(YIELD_S)
 
     def _on_exposure(self, msg: Any) -> None:
         source = MESSAGE_SOURCES[self.config.node.told_exposure]
@@ -462,18 +463,20 @@ class VisualImu(LifecycleNode):
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
             shift_s = STAMP_SHIFTS[config.node.stamp_reference] * estimate.exposure_time_s
         output_frame = config.node.output_frame or frame_id
-        for each in self._stream.bands or (estimate,):
-            each = replace(each, stamp_ns=each.stamp_ns + round(shift_s * 1e9))
-            if output_frame != frame_id:
-                each = self._moved_to(output_frame, frame_id, each)
-            self._publish(each, output_frame, source, observed.arrival, waited_s)
-        self._monitor.estimated({
-            'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
-            'sign': 'resolved' if estimate.sign_resolved else 'unresolved',
-            'blur extent [px]': f'{estimate.blur_extent_px:.1f}',
-            'angular velocity stddev [rad/s]': ', '.join(
-                f'{deviation:.3g}' for deviation in np.sqrt(np.diag(estimate.covariance)[3:])),
-            **self._further_facts(observed)})
+        try:
+            for each in self._stream.bands or (estimate,):
+                each = replace(each, stamp_ns=each.stamp_ns + round(shift_s * 1e9))
+                if output_frame != frame_id:
+                    each = self._moved_to(output_frame, frame_id, each)
+                self._publish(each, output_frame, source, observed.arrival, waited_s)
+        finally:
+            self._monitor.estimated({
+                'exposure source': EXPOSURE_SOURCES[source], 'status': estimate.status.name,
+                'sign': 'resolved' if estimate.sign_resolved else 'unresolved',
+                'blur extent [px]': f'{estimate.blur_extent_px:.1f}',
+                'angular velocity stddev [rad/s]': ', '.join(
+                    f'{deviation:.3g}' for deviation in np.sqrt(np.diag(estimate.covariance)[3:])),
+                **self._further_facts(observed)})
         self._overlay.offer(observed.observation, estimate, frame_id,
                             config.estimator.scene_depth)
 
