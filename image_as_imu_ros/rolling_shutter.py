@@ -23,7 +23,7 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
-from image_as_imu_ros.geometry.alignment import Alignment, Level, field_of_pixels
+from image_as_imu_ros.geometry.alignment import Alignment, Level, reduced_field
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
@@ -152,24 +152,19 @@ class BandFilter:
         """Measurement matrix (3, n) of the present rate."""
         return np.eye(len(self.mean))[3:6]
 
-    def likelihood(self, rates: np.ndarray, covariances: np.ndarray) -> np.ndarray:
-        """Log-likelihood (N,) of measured rates, (N, 3), (N, 3, 3), but for a constant."""
-        spread = self.covariance[3:6, 3:6] + covariances
-        innovation = rates - self.mean[3:6]
+    def likelihood(self, matrix: np.ndarray, values: np.ndarray,
+                   covariances: np.ndarray) -> np.ndarray:
+        """Log-likelihood (N,) of measurements, (N, 3), (N, 3, 3), but for a constant."""
+        spread = matrix @ self.covariance @ matrix.T + covariances
+        innovation = values - matrix @ self.mean
         distance = np.einsum('ni,ni->n', innovation, np.linalg.solve(
             spread, innovation[..., None])[..., 0])
         return -0.5 * (np.minimum(distance, FARTHEST) + np.linalg.slogdet(spread)[1])
 
-    def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> float:
-        """
-        Take in a measurement, trusted less the further it is outside the gate.
-
-        :returns: its log-likelihood, but for a constant
-        """
-        spread = matrix @ self.covariance @ matrix.T + covariance
-        self.mean, self.covariance, distance = updated(self.mean, self.covariance, matrix, value,
-                                                       covariance)
-        return -0.5 * (min(distance, FARTHEST) + float(np.linalg.slogdet(spread)[1]))
+    def update(self, matrix: np.ndarray, value: np.ndarray, covariance: np.ndarray) -> None:
+        """Take in a measurement, trusted less the further it is outside the gate."""
+        self.mean, self.covariance, _ = updated(self.mean, self.covariance, matrix, value,
+                                                covariance)
 
 
 @dataclass
@@ -178,7 +173,7 @@ class _Track:
 
     filter: BandFilter
     score: float = 0.0
-    """Log-likelihood of all that was seen, but for a constant of all tracks."""
+    """Log-likelihood of all that was seen, relative to the best track's after the last image."""
     blur: np.ndarray | None = None
     """Rate (3,) that the last band's blur tells, signed."""
     aligned: tuple[bool, ...] = ()
@@ -203,13 +198,6 @@ class _Track:
                            other.filter.covariance[motion, motion]) < ALIKE
 
 
-@lru_cache(maxsize=8)
-def _reduced(intrinsics: CameraIntrinsics, scale: int) -> tuple[CameraIntrinsics, np.ndarray]:
-    """Intrinsics of a reduced image, and the motion field at its pixels."""
-    reduced = intrinsics.resized(intrinsics.width_px // scale, intrinsics.height_px // scale)
-    return reduced, field_of_pixels(reduced)
-
-
 class _ReducedPair:
     """
     Two working images at one reduction.
@@ -220,7 +208,7 @@ class _ReducedPair:
     def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
                  scale: int) -> None:
         self._scale = scale
-        self.intrinsics, self._field = _reduced(intrinsics, scale)
+        self.intrinsics, self._field = reduced_field(intrinsics, scale)
         size = self.intrinsics.width_px, self.intrinsics.height_px
         earlier, self.later = (cv2.resize(image, size, interpolation=cv2.INTER_AREA)
                                for image in (earlier, later))
@@ -331,15 +319,17 @@ class BandEstimator:
             rates.append(rate)
         self._tracks.sort(key=lambda track: -track.score)
         best = self._tracks[0]
+        highest = best.score
+        for track in self._tracks:
+            track.score -= highest
         estimates = tuple(
             self._read_out(estimate, band, rates[band], frame.stamp_ns + round(
                 (times_s[band] - stamp_s) * 1e9), predicts)
             for band in range(self._count))
         self._adapt(np.stack([best.filter.mean[start:start + 3] for start in rates]), times_s,
                     speeds)
-        for track in reversed(self._tracks):
+        for track in self._tracks:
             track.filter.forget_all_but(angles)
-            track.score -= best.score
         self._times_s, self._now_s = times_s - stamp_s, self._now_s - stamp_s
         self._begun |= any(each.status is EstimateStatus.OK for each in estimates)
         if not self._begun:
@@ -353,7 +343,7 @@ class BandEstimator:
         """A band's rate in the likeliest motion, less sure where others are about as likely."""
         best, entries = self._tracks[0], slice(start, start + 3)
         rates = np.stack([track.filter.mean[entries] for track in self._tracks])
-        scores = np.array([track.score - best.score for track in self._tracks])
+        scores = np.array([track.score for track in self._tracks])
         share = np.exp(scores) / np.exp(scores).sum()
         apart = rates - rates[0]
         spread = np.einsum('k,kij->ij', share, [
@@ -393,7 +383,8 @@ class BandEstimator:
         rates, covariances, heights = self._readings(observation, current, rows, gain)
         offers = []
         for track in self._tracks:
-            told = heights + track.filter.likelihood(rates, covariances)
+            told = heights + track.filter.likelihood(track.filter.rate_matrix(), rates,
+                                                     covariances)
             offers += [(track.score + each, each, number, track)
                        for number, each in enumerate([*told, UNREAD])]
         offers.sort(key=lambda offer: -offer[0])
@@ -423,13 +414,13 @@ class BandEstimator:
             starts = np.zeros((len(near) + 1, 6))
             starts[0], starts[1:, :3] = current.solution.motion, np.stack(near) / to_rate
             hills = self._gyroscope.solve_rows(observation, rows, starts)
-        readings = []
+        highest, readings = max((hill.log_posterior for hill in hills), default=0.0), []
         for hill in hills:
             rate = to_rate * hill.motion[:3]
             covariance = to_rate ** 2 * hill.covariance[:3, :3] \
                 + (LENGTH_STD ** 2 + gain.variance) * np.outer(rate, rate)
             if mahalanobis(rate, covariance) > LEAST_BLUR:
-                height = hill.log_posterior - max(each.log_posterior for each in hills)
+                height = hill.log_posterior - highest
                 readings += [(rate, covariance, height), (-rate, covariance, height)]
         if not readings:
             return np.empty((0, 3)), np.empty((0, 3, 3)), np.empty(0)
@@ -446,11 +437,12 @@ class BandEstimator:
                 found = self._aligned(track.filter, bands, starts, time_s, stamp_s, frame)
             matches = found is not None and found[0].similarity > MIN_SIMILARITY
             track.aligned = (*track.aligned, matches)
+            told, similarity = UNMATCHED, MIN_SIMILARITY
             if matches:
-                track.score += self._take_turn(track.filter, *found, bands[-1].intrinsics)
-            similarity = found[0].similarity if matches else MIN_SIMILARITY
+                told = self._take_turn(track.filter, *found, bands[-1].intrinsics)
+                similarity = found[0].similarity
+            track.score += told
             track.score -= 0.5 * WITNESSES * math.log(1.0 - similarity ** 2 + LEAST_DIFFERENCE)
-            track.score += 0.0 if matches else UNMATCHED
 
     def _starts(self, track: _Track, band: _ReducedBand, time_s: float,
                 stamp_s: float) -> list[np.ndarray]:
@@ -496,9 +488,11 @@ class BandEstimator:
         shared = (ALIGNMENT_ERROR_PX / intrinsics.fx_px) ** 2 \
             + ALIGNMENT_SCALE_STD ** 2 * float(turn @ turn)
         # of the rotation alone, as if the translation were known: prior and scale stand for it
-        covariance = np.linalg.inv(np.linalg.inv(found.covariance)[:3, :3])
-        return band_filter.update(band_filter.difference(self._weights(seen_s)), turn,
-                                  covariance + shared * np.eye(3))
+        covariance = np.linalg.inv(np.linalg.inv(found.covariance)[:3, :3]) + shared * np.eye(3)
+        matrix = band_filter.difference(self._weights(seen_s))
+        told = float(band_filter.likelihood(matrix, turn[None], covariance[None])[0])
+        band_filter.update(matrix, turn, covariance)
+        return told
 
     def _weights(self, time_s: float) -> list[tuple[float, int]]:
         """The angle of the frame before at a time since its stamp, as a mean of copies."""

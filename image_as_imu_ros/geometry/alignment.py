@@ -183,9 +183,7 @@ class PairAligner:
         self._intrinsics = intrinsics
         self._reductions = {}
         for scale in sorted({scale for scale, _, _ in ROUNDS}):
-            size = (intrinsics.width_px // scale, intrinsics.height_px // scale)
-            reduced = intrinsics.resized(*size)
-            self._reductions[scale] = reduced, field_of_pixels(reduced)
+            self._reductions[scale] = reduced_field(intrinsics, scale)
 
     def align(self, earlier: np.ndarray, later: np.ndarray,
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
@@ -276,6 +274,14 @@ def field_of_pixels(intrinsics: CameraIntrinsics) -> np.ndarray:
     matrix = motion_field_matrix(
         pixel_grid(intrinsics.width_px, intrinsics.height_px, 1), intrinsics)
     return np.ascontiguousarray(matrix.reshape(-1, 2, 6).transpose(1, 2, 0), np.float32)
+
+
+@lru_cache(maxsize=8)
+def reduced_field(intrinsics: CameraIntrinsics,
+                  scale: int) -> tuple[CameraIntrinsics, np.ndarray]:
+    """Intrinsics of an image reduced by a whole number, and the motion field at its pixels."""
+    reduced = intrinsics.resized(intrinsics.width_px // scale, intrinsics.height_px // scale)
+    return reduced, field_of_pixels(reduced)
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> bool:
