@@ -353,6 +353,19 @@ class MotionFilter:
         """Take in a measurement of entries of the state, trusted less when outside the gate."""
         self._take_in(np.eye(len(self.mean))[entries], value, covariance)
 
+    def update_of_either_sign(self, rate: np.ndarray, covariance: np.ndarray) -> None:
+        """
+        Take in a blur's rate of open sign: zero, give or take the rate.
+
+        One that speaks against what was expected with either sign is misread, as noise is in the
+        dark, and tells nothing.
+
+        :param rate, covariance: (3,) rad/s, (3, 3)
+        """
+        if min(self.likelihood(rate, covariance),
+               self.likelihood(-rate, covariance)) < USUAL_BLUR_DISTANCE:
+            self.update(RATE, np.zeros(3), covariance + np.outer(rate, rate))
+
     def update_motion(self, entries: np.ndarray, vector: np.ndarray, information: np.ndarray,
                       unmodelled: np.ndarray = NOTHING, response: np.ndarray = NOTHING) -> None:
         """

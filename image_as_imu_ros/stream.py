@@ -30,7 +30,6 @@ from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     MOVED,
     NOTHING,
-    RATE,
     RESOLVED_MARGIN,
     TWIST,
     BlurGain,
@@ -50,6 +49,8 @@ from image_as_imu_ros.types import EstimateStatus, Frame, MotionEstimate
 
 MIN_SIMILARITY = 0.5
 """Least correlation of two aligned frames that counts as a match."""
+MIN_SIMILARITY_WITHOUT_POINTS = 0.9
+"""The same where too few points are found again to confirm it."""
 UNMODELLED_TURN, UNMODELLED_TURN_RAD = 0.015, 0.0005
 UNMODELLED_WAY = 0.2
 """Error of an aligned rotation and translation, relative to each, and at least so much."""
@@ -303,7 +304,8 @@ class StreamEstimator:
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
                                         seeds, current.nearness, self._filter.expected_motion,
                                         straightener)
-        if alignment is None or alignment.similarity < MIN_SIMILARITY:
+        if alignment is None or alignment.similarity < (
+                MIN_SIMILARITY_WITHOUT_POINTS if alignment.matches is None else MIN_SIMILARITY):
             return None
         if alignment.straightened is not None:
             by_rows = alignment.straightened
@@ -371,9 +373,9 @@ class StreamEstimator:
                 self._gain_history = [*history[-2:], (blur_rate, alignment.motion[:3], elapsed_s)]
                 self._learn_gain()
                 self._compare_blurs(measurement, alignment)
-        elif blurred and elapsed_s is not None:  # of either sign: zero, give or take the rate
-            either = estimate.of_either_sign()
-            self._filter.update(RATE, np.zeros(3), either.covariance[3:, 3:])
+        elif blurred and elapsed_s is not None:
+            self._filter.update_of_either_sign(estimate.angular_velocity_rad_s,
+                                               estimate.covariance[3:, 3:])
         inflates = blurred and self.config.unresolved_sign == 'inflate'
         if elapsed_s is None:
             return replace(estimate.of_either_sign(), sign_resolved=True,

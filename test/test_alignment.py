@@ -35,11 +35,11 @@ def view(rotation_vector_rad, texture=SCENE):
                                borderMode=cv2.BORDER_REFLECT)
 
 
-def blurred_view(rotation_vector_rad, blur_rad):
+def blurred_view(rotation_vector_rad, blur_rad, texture=SCENE):
     """The mean of views while the camera turns by `blur_rad` (camera axes) about a rotation."""
     middle = Rotation.from_rotvec(rotation_vector_rad)
-    return np.mean([view((middle * Rotation.from_rotvec(share * np.array(blur_rad))).as_rotvec())
-                    for share in (np.arange(40) + 0.5) / 40 - 0.5], axis=0)
+    return np.mean([view((middle * Rotation.from_rotvec(share * np.array(blur_rad))).as_rotvec(),
+                         texture) for share in (np.arange(40) + 0.5) / 40 - 0.5], axis=0)
 
 
 def motion(rotation_vector_rad):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 
@@ -152,6 +153,17 @@ def test_blank_image_is_bridged_only_if_wanted(gyroscope, blurred_frames, unreso
                        StreamConfig(unresolved_sign=unresolved_sign))[-1]
     assert estimate.status is status
     assert estimate.usable is (unresolved_sign == 'predict')
+
+
+def test_fuzzy_views_of_other_scenes_are_no_match(gyroscope, blurred_frames):
+    stream, random = StreamEstimator(gyroscope, StreamConfig()), np.random.default_rng(1)
+    for frame in blurred_frames[:2]:
+        shape = frame.image.shape[:2]
+        blots = cv2.GaussianBlur(random.standard_normal(shape), (0, 0), 25.0)
+        grain = random.standard_normal(shape)
+        image = 128 + 40 * (blots - blots.mean()) / blots.std() + grain
+        stream.process(dataclasses.replace(frame, image=image.clip(0, 255).astype(np.uint8)))
+    assert stream.alignment is None
 
 
 def test_covered_lens_is_not_taken_for_rest(gyroscope, blurred_frames):
@@ -319,6 +331,19 @@ def test_blur_far_from_what_was_expected_makes_the_filter_less_sure():
     np.testing.assert_array_equal(motion_filter.covariance, sure)
     motion_filter.see_blur(far, variance)
     np.testing.assert_allclose(motion_filter.covariance, 3.0 * sure)  # at most
+
+
+def test_blur_of_open_sign_counts_only_where_it_may_be_expected():
+    expected, variance = np.array([1.0, 0.0, -0.5]), 0.1 * np.eye(3)
+    motion_filter = MotionFilter()
+    motion_filter.update(RATE, expected, variance)
+    mean, covariance = motion_filter.mean, motion_filter.covariance
+    motion_filter.update_of_either_sign(np.array([0.0, 0.1, 0.0]), 0.01 * np.eye(3))
+    np.testing.assert_array_equal(motion_filter.mean, mean)
+    np.testing.assert_array_equal(motion_filter.covariance, covariance)
+    motion_filter.update_of_either_sign(-expected, variance)
+    assert 0.7 < np.linalg.norm(motion_filter.rate) / np.linalg.norm(expected) < 0.99
+    assert np.trace(motion_filter.rate_covariance) < np.trace(covariance[RATE, RATE])
 
 
 def test_smooth_motion_is_expected_to_stay_smooth_until_it_does_not():

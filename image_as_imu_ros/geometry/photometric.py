@@ -76,24 +76,25 @@ def mean_of_views(image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
 
 
 @compiled
-def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
-               count: int, pixels: np.ndarray, border_px: float) -> tuple[np.ndarray, np.ndarray]:
+def seen_along(detail: np.ndarray, usable: np.ndarray, to_image: np.ndarray, camera: np.ndarray,
+               motion: np.ndarray, count: int,
+               pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Mean of what a camera sees at some of its pixels along a motion, and its gradients.
 
     :param detail: (3, h, w) float32, an image and its gradient along x and y
+    :param usable: (h, w) bool, which of its pixels may be seen; none of the outer two at
+        each border
     :param to_image: homography (3, 3), from what the camera sees in the middle to the image
     :param camera, motion, count: as of `mean_of_views`
     :param pixels: (2, N) float32
-    :param border_px: of the image, which must not be seen
     :returns: mean of the views, of their gradients in the camera's pixels, and of those times
         their time, -0.5 to 0.5, which longer ways change, (5, N) float32; and whether a pixel
-        sees the image alone, (N,) bool
+        sees nothing but what may be seen, (N,) bool
     """
     height, width = detail.shape[1:]
-    right, bottom = np.float32(width - 1 - border_px), np.float32(height - 1 - border_px)
-    border = np.float32(border_px)
     image, along_x, along_y = detail[0].ravel(), detail[1].ravel(), detail[2].ravel()
+    fit = usable.ravel()
     number = pixels.shape[1]
     seen, inside = np.zeros((5, number), np.float32), np.ones(number, np.bool_)
     corners = np.empty(number, np.uint32)
@@ -113,8 +114,9 @@ def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, mot
             over_z[i] = ONE / max(h[2, 0] * x + h[2, 1] * y + h[2, 2], NEAR)
             u[i] = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * over_z[i]
             v[i] = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * over_z[i]
-            inside[i] &= (u[i] >= border) & (u[i] <= right) & (v[i] >= border) & (v[i] <= bottom)
             corners[i], across[i], down[i] = _place(u[i], v[i], width, height)
+        for i in range(number):
+            inside[i] &= fit[corners[i]]
         for i in range(number):
             seen[0, i] += weight * _between(image, corners[i], width, across[i], down[i])
         timed = np.float32(time)

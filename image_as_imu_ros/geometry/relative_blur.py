@@ -27,7 +27,9 @@ STEP_PX = 4.0
 LEAST_VIEWS = 4
 DETAIL_PX = 6.0
 """Standard deviation of the Gaussian whose result is taken off, so that shading does not count."""
-BORDER_PX = 4.0
+BORDER_PX = 4
+SATURATED, SATURATED_REACH_PX = 0.97, 2
+"""What a saturated pixel may be encoded as, at least, and how far around it light is unknown."""
 LEAST_INFORMATION = 1e-6
 """Directions that are told less, relative to the best, count as not told."""
 MIN_SHARE = 0.15
@@ -68,7 +70,7 @@ class RelativeBlurSolver:
         self._pixels = np.ascontiguousarray(places[::-1], np.float32)
         self._field = np.ascontiguousarray(
             field_of_pixels(intrinsics)[..., np.ravel_multi_index(tuple(places), size)])
-        self._seen: list[tuple[np.ndarray, np.ndarray]] = []
+        self._seen: list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]] = []
 
     def compare(self, earlier: np.ndarray, later: np.ndarray, alignment: Alignment,
                 earlier_motion: np.ndarray, later_motion: np.ndarray) -> RelativeBlur | None:
@@ -85,9 +87,9 @@ class RelativeBlurSolver:
         camera = self._intrinsics.matrix
         in_later_axes = np.concatenate([turn.T @ earlier_motion[:3], turn.T @ earlier_motion[3:]])
         views, inside = zip(*(
-            seen_along(self._detail(image), to_image, camera, motion,
+            seen_along(*self._detail(image), to_image, camera, motion,
                        count_of_views(self._intrinsics, motion, STEP_PX, LEAST_VIEWS),
-                       self._pixels, BORDER_PX)
+                       self._pixels)
             for image, to_image, motion in (
                 (earlier, self._to_earlier(alignment), later_motion),
                 (later, np.eye(3), in_later_axes))))
@@ -109,8 +111,12 @@ class RelativeBlurSolver:
             return alignment.plane
         return homography_of(self._intrinsics.matrix, alignment.motion)
 
-    def _detail(self, image: np.ndarray) -> np.ndarray:
-        """What is not smooth in the light of an image, and its gradient, (3, h, w) float32."""
+    def _detail(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        What is not smooth in the light of an image.
+
+        :returns: that and its gradient, (3, h, w) float32; and where light is known, (h, w) bool
+        """
         for seen, detail in self._seen:
             if seen is image:
                 return detail
@@ -124,8 +130,12 @@ class RelativeBlurSolver:
                      dst=detail[0])
         for gradient, along in zip(detail[1:], ((1, 0), (0, 1))):
             cv2.Sobel(detail[0], cv2.CV_32F, *along, dst=gradient, ksize=3, scale=1 / 8)
-        self._seen = [*self._seen[-1:], (image, detail)]
-        return detail
+        around = np.ones((2 * SATURATED_REACH_PX + 1,) * 2, np.uint8)
+        within = np.s_[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
+        known = np.zeros(image.shape, np.bool_)
+        known[within] = cv2.dilate((image >= SATURATED).view(np.uint8), around)[within] == 0
+        self._seen = [*self._seen[-1:], (image, (detail, known))]
+        return self._seen[-1][1]
 
 
 def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
