@@ -23,8 +23,8 @@ POSE = ('camera_x', 'camera_y', 'camera_z', 'camera_roll', 'camera_pitch', 'came
 
 ARGUMENTS = {
     'ekf_params_file': (f'{SHARE}/config/ekf.yaml', 'parameters of the filter (YAML)'),
-    'fuse_twist': ('false', 'true also fuses the linear velocity, which holds for the assumed '
-                            'scene depth alone'),
+    'fuse_twist': ('true', 'also fuse the linear velocity, to the scale of the assumed scene '
+                           'depth; false where something else, such as wheels, measures it'),
     'publish_camera_tf': ('true', 'false where another node publishes the transform between '
                                   'base_frame and camera_frame'),
     'base_frame': ('base_link', "the robot's frame, as base_link_frame in ekf_params_file"),

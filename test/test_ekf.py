@@ -60,6 +60,8 @@ PEAK_RAD_S = 1.5
 TOLERANCE = 0.05
 SETTLED_S = 0.5
 """From the first estimate, until the filter has caught up with it."""
+HEADING_LAG_S = 0.5 / 30
+"""The filter turns by the rate at the last image until the next one."""
 
 # roll, pitch, yaw of the camera's body, and the robot's axis about which its pan turns the robot:
 # the camera's own down axis, in the robot's axes.
@@ -118,10 +120,11 @@ def bag(sequence, tmp_path_factory) -> Path:
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen, log: Path) -> None:
-    """While the launch file runs, and not for ever."""
+    """While the launch file and all of its nodes run, and not for ever."""
     deadline = time.monotonic() + START_DEADLINE_S
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert 'has died' not in log.read_text(), log.read_text()
         time.sleep(0.1)
 
 
@@ -129,7 +132,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, log: 
 def launched(recorder: Recorder, log: Path, *arguments: str) -> Iterator[None]:
     """The launch file, once the filter runs, until the end of the block."""
     process = launch(LAUNCH_FILE, log, f'image_topic:={TOPICS["image"]}', 'exposure_time:=0.01',
-                     'estimator.threads:=1', 'fuse_twist:=true', *arguments)
+                     'estimator.threads:=1', *arguments)
     try:
         wait_until(lambda: recorder.node.count_publishers(ODOMETRY_TOPIC)
                    and recorder.node.count_publishers('/tf_static'), process, log)
@@ -162,7 +165,7 @@ def judge(odometry: list[Odometry], begin_ns: int, axis: tuple[float, ...]) -> N
     for msg in odometry:
         time_s = (stamp_to_ns(msg.header.stamp) - begin_ns) * 1e-9
         if SETTLED_S < time_s < FRAMES / 30 - 0.1:
-            headings.append(heading(time_s))
+            headings.append(heading(time_s - HEADING_LAG_S))
             poses.append(msg.pose)
             angular = msg.twist.twist.angular
             rates.append([angular.x, angular.y, angular.z])
@@ -182,7 +185,7 @@ def judge(odometry: list[Odometry], begin_ns: int, axis: tuple[float, ...]) -> N
           f'{np.degrees(angle * np.array(axis)).round(2)}')
     assert slope == pytest.approx(1.0, abs=TOLERANCE)
     assert rms < 0.2 * PEAK_RAD_S
-    np.testing.assert_allclose(turned, angle * np.array(axis), atol=TOLERANCE)
+    np.testing.assert_allclose(turned, angle * np.array(axis), atol=0.6 * TOLERANCE)
     assert odometry[-1].header.frame_id == 'odom' and odometry[-1].child_frame_id == 'base_link'
     for covariance in covariances:
         eigenvalues = np.linalg.eigvalsh(covariance)

@@ -179,7 +179,9 @@ class Monitor:
             return (DiagnosticStatus.WARN,
                     'exposure unknown: set exposure_time or use_exposure_topic, or '
                     'stream.exposure_mode to estimate')
-        return DiagnosticStatus.OK, f'{len(self._measured)} of {received} images measured'
+        # those that have left the window may have been measured within it
+        measured = min(len(self._measured), received)
+        return DiagnosticStatus.OK, f'{measured} of {received} images measured'
 
     def _values(self) -> dict[str, str]:
         """Every line of the report."""

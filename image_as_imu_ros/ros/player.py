@@ -37,8 +37,12 @@ LATCHED_QUEUE_DEPTH = 1000
 CLOCK_PERIOD_S = 0.01
 POLL_PERIOD_S = 0.05
 BAR_FORMAT = 'playing: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s'
-SETTLING_S = 0.5
-"""From the discovery of one subscription of a node to that of its others."""
+SETTLING_S = 3.5
+"""
+From the discovery of one subscriber until the others are known, too, as a filter beside the node.
+
+Fast DDS announces a participant again after 3 s, where its first announcements were not heard.
+"""
 ANSWER_LIMIT_S = 10.0
 """How long the bag stands still for the answer to an image, which may have been dropped."""
 SAME_FRAME_NS = 2_000_000
