@@ -165,6 +165,10 @@ class NodeConfig:
     stamp_reference: str = setting(
         'start', 'moment of the exposure that the image stamps mark',
         one_of=('start', 'middle', 'end'), read_only=False)
+    time_offset: float = setting(
+        0.0, 'added to all stamps: how far the clock of the other sensors runs ahead of that of '
+        'the images, as `calibrate` and `imu_compare` tell it', unit='s', low=-1.0, high=1.0,
+        read_only=False)
     max_latency: float = setting(
         0.5, 'frames older than this on arrival are dropped; 0 keeps all', unit='s',
         low=0.0, high=60.0, read_only=False)

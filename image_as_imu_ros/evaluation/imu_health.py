@@ -119,7 +119,8 @@ def judge(gyro_ns: np.ndarray, gyro_rad_s: np.ndarray, camera_ns: np.ndarray,
     if abs(offset_s) > max(OFFSET_TOLERANCE_S, SIGNIFICANCE * deviation_s):
         faults['time offset'] = (
             f'its stamps are {1e3 * abs(offset_s):.0f} ms {"late" if offset_s > 0 else "early"}, '
-            "or the images' stamps the reverse")
+            f"or the images' stamps the reverse; time_offset:={offset_s:.3f} of visual_imu "
+            'aligns them')
     return Health(faults, True, len(camera), error_rms,
                   np.where(moving, scale, np.nan)[np.abs(axes).argmax(axis=1)], axes @ bias,
                   offset_s)

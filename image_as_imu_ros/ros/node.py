@@ -369,7 +369,8 @@ class VisualImu(LifecycleNode):
                        's; check the camera driver')
             return
         max_latency_s = self.config.node.max_latency
-        age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9
+        age_s = (self.get_clock().now().nanoseconds - stamp_ns) * 1e-9 \
+            - self.config.node.time_offset
         if max_latency_s and age_s > max_latency_s:
             self._drop(DropCause.LATE, f'image is {age_s:.3f} s old on arrival; raise '
                        'max_latency, or set use_sim_time for a replay with a clock')
@@ -458,10 +459,10 @@ class VisualImu(LifecycleNode):
         self._accept_stamp(stamp_ns, config)
         estimate = self._stream.join(observed.observation)
         self._newest_frame_ns = stamp_ns
-        source, shift_s = exposure.source, 0.0
+        source, shift_s = exposure.source, config.node.time_offset
         if exposure.time_s is None and estimate.exposure_time_s is not None:
             source = MotionEstimateMsg.EXPOSURE_ESTIMATED
-            shift_s = STAMP_SHIFTS[config.node.stamp_reference] * estimate.exposure_time_s
+            shift_s += STAMP_SHIFTS[config.node.stamp_reference] * estimate.exposure_time_s
         output_frame = config.node.output_frame or frame_id
         try:
             for each in self._stream.bands or (estimate,):
