@@ -22,7 +22,7 @@ from image_as_imu_ros.estimator import (
     VisualGyroscope,
     unknown_covariance,
 )
-from image_as_imu_ros.geometry.alignment import Alignment, PairAligner
+from image_as_imu_ros.geometry.alignment import Alignment, ExpectedMotion, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
 from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
 from image_as_imu_ros.lever_arm import LeverArm
@@ -302,7 +302,7 @@ class StreamEstimator:
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
         straightener = self._straightener(current, estimates_readout)
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
-                                        seeds, current.nearness, self._filter.expected_motion,
+                                        seeds, current.nearness, self._expected(current),
                                         straightener)
         if alignment is None or alignment.similarity < (
                 MIN_SIMILARITY_WITHOUT_POINTS if alignment.matches is None else MIN_SIMILARITY):
@@ -321,6 +321,19 @@ class StreamEstimator:
         turn, way = np.split(alignment.motion, 2)
         turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, current.frame))
         return replace(alignment, motion=np.concatenate([turn, way]))
+
+    def _expected(self, current: BlurMeasurement) -> list[ExpectedMotion]:
+        """Motions since the last frame that filter and blur let expect, for either sign of it."""
+        expected = []
+        for motion in self._unsigned_motion(current):
+            to_rate = 1.0 / (current.frame.exposure_time_s * self._gain.value)
+            covariance = to_rate ** 2 * current.solution.covariance[:3, :3]
+            for rate in (motion[:3], -motion[:3]):
+                ahead = copy.copy(self._filter)
+                surprise = 0.5 * ahead.likelihood(rate, covariance)
+                self._update_by_blur(ahead, current, rate)
+                expected.append(ExpectedMotion(*ahead.expected_motion, surprise))
+        return expected or [ExpectedMotion(*self._filter.expected_motion)]
 
     def _straightener(self, current: BlurMeasurement,
                       estimates_readout: bool) -> Straightener | None:

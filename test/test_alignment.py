@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from image_as_imu_ros.geometry.alignment import PairAligner, with_blur
+from image_as_imu_ros.geometry.alignment import ExpectedMotion, PairAligner, with_blur
 from image_as_imu_ros.geometry.motion_field import plane_homography
 from image_as_imu_ros.synthesis.textures import procedural_texture
 from image_as_imu_ros.types import CameraIntrinsics
@@ -110,6 +110,20 @@ def test_foreign_object_in_part_of_the_image_does_no_harm(aligner):
     later[:, :100] = view(turn_rad, scene(11))[:, :100]
     found = aligner.align(view((0, 0, 0)), later, None, None, [motion((0.02, -0.05, 0.0))])
     np.testing.assert_allclose(found.motion[:3], turn_rad, atol=3e-3)
+
+
+@pytest.mark.parametrize('camera', [0, 1])
+def test_of_two_halves_that_move_apart_the_one_counts_that_is_expected(aligner, camera):
+    turns_rad = np.array([(0.03, -0.06, 0.05), (0.06, 0.05, -0.02)])
+    earlier, later = view((0, 0, 0)), view(turns_rad[0])
+    earlier[:, 160:] = view((0, 0, 0), scene(11))[:, 160:]
+    later[:, 160:] = view(turns_rad[1], scene(11))[:, 160:]
+    expected = [ExpectedMotion(side * motion(turns_rad[camera]), np.eye(6) / 0.02 ** 2)
+                for side in (1.2, -1.2)]
+    found = aligner.align(earlier, later, None, None, [motion(turn) for turn in turns_rad],
+                          expected=expected)
+    # measured: 0.0004 and 0.018; the halves are 0.13 apart, and the first one looks more alike
+    np.testing.assert_allclose(found.motion[:3], turns_rad[camera], atol=0.025)
 
 
 def test_images_of_different_places_are_not_alike(aligner):

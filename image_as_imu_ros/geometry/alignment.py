@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +41,10 @@ POINTS_BLUR_STEP_PX = 4.0
 MAX_VIEWS = 24
 ONE_DEPTH_ERROR = 0.04
 """Error of a rotation that was found as if the scene lay at one depth, relative to it."""
+WITNESSES, LEAST_DIFFERENCE = 30.0, 0.01
+"""Pixels of aligned images that count as independent, and their unexplained share at best."""
+MOST_SURPRISE = 50.0
+"""Squared distance from what is expected that counts at most, as jolts do happen."""
 ON_PLANE_PX = 2.0
 """Distance up to which a match counts as on the plane that most of them lie on."""
 
@@ -72,6 +77,22 @@ class Alignment:
             return None
         return cv2.findHomography(self.matches.at_later, self.matches.at_earlier, cv2.USAC_FAST,
                                   ON_PLANE_PX)[0]
+
+
+class ExpectedMotion(NamedTuple):
+    """A motion that earlier images, and one sign of a blur, let expect."""
+
+    motion: np.ndarray
+    """(6,)."""
+    information: np.ndarray
+    """(6, 6), its inverse covariance."""
+    surprise: float = 0.0
+    """How much speaks against that sign, nats."""
+
+    def against(self, motion: np.ndarray) -> float:
+        """How much speaks against a motion (6,), nats."""
+        off = motion - self.motion
+        return self.surprise + 0.5 * min(float(off @ self.information @ off), MOST_SURPRISE)
 
 
 class Level:
@@ -189,7 +210,7 @@ class PairAligner:
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
               seeds: list[np.ndarray],
               nearness: np.ndarray | None = None,
-              expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED,
+              expected: Sequence[ExpectedMotion] = (ExpectedMotion(*NOTHING_EXPECTED),),
               straighten: Callable[[Matches], Matches] | None = None) -> Alignment | None:
         """
         Find the motion from the earlier to the later image.
@@ -198,7 +219,8 @@ class PairAligner:
         :param earlier_blur, later_blur: (6,) motion over each exposure, any sign; None: sharp
         :param seeds: motions (6,) to start from
         :param nearness: as of `Level`, where the depth is known
-        :param expected: motion and its inverse covariance, as of `refined_by_points`
+        :param expected: motions of which one may be expected; where parts of the scene move by
+            themselves, several of them decide which part the camera's motion is of
         :param straighten: of a rolling shutter, as of `refined_by_points`
         :returns: None if no start leads to a match
         """
@@ -221,13 +243,16 @@ class PairAligner:
                            key=lambda alignment: -alignment.similarity)
             if not found:
                 return None
-            candidates = []
+            distinct: list[Alignment] = []
             for alignment in found:
-                if all(_apart(alignment.motion, other) for other in candidates):
-                    candidates.append(alignment.motion)
-            candidates = candidates[:kept]
-        return self._refined(found[0], earlier, later, earlier_blur, later_blur, nearness,
-                             expected, straighten)
+                if all(_apart(alignment.motion, other.motion) for other in distinct):
+                    distinct.append(alignment)
+            if len(expected) > 1:
+                distinct.sort(key=lambda alignment: _against(alignment, expected))
+            candidates = [alignment.motion for alignment in distinct[:kept]]
+        nearest = min(expected, key=lambda each: each.against(candidates[0]))
+        return self._refined(distinct[0], earlier, later, earlier_blur, later_blur, nearness,
+                             nearest[:2], straighten)
 
     def _refined(self, alignment: Alignment, earlier: np.ndarray, later: np.ndarray,
                  earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
@@ -282,6 +307,13 @@ def reduced_field(intrinsics: CameraIntrinsics,
     """Intrinsics of an image reduced by a whole number, and the motion field at its pixels."""
     reduced = intrinsics.resized(intrinsics.width_px // scale, intrinsics.height_px // scale)
     return reduced, field_of_pixels(reduced)
+
+
+def _against(alignment: Alignment, expected: Sequence[ExpectedMotion]) -> float:
+    """How much speaks against an alignment: what it leaves unexplained, and what was expected."""
+    difference = 1.0 - min(alignment.similarity, 1.0) ** 2 + LEAST_DIFFERENCE
+    return 0.5 * WITNESSES * math.log(difference) \
+        + min(each.against(alignment.motion) for each in expected)
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> bool:
