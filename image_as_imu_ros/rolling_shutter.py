@@ -14,7 +14,6 @@ Source of following several: Reid (1979), doi:10.1109/TAC.1979.1102177.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
-from image_as_imu_ros.geometry.alignment import Alignment, Level, reduced_field
+from image_as_imu_ros.geometry.alignment import Alignment, Level, reduced_field, unlikeness
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
@@ -442,7 +441,7 @@ class BandEstimator:
                 told = self._take_turn(track.filter, *found, bands[-1].intrinsics)
                 similarity = found[0].similarity
             track.score += told
-            track.score -= 0.5 * WITNESSES * math.log(1.0 - similarity ** 2 + LEAST_DIFFERENCE)
+            track.score -= unlikeness(similarity, WITNESSES, LEAST_DIFFERENCE)
 
     def _starts(self, track: _Track, band: _ReducedBand, time_s: float,
                 stamp_s: float) -> list[np.ndarray]:

@@ -253,8 +253,7 @@ class StreamEstimator:
             return
         if self._comparison is None:
             self._comparison = RelativeBlurSolver(current.intrinsics)
-        then, now = (self._gain.value * measurement.frame.exposure_time_s
-                     for measurement in (previous, current))
+        then, now = map(self._shown_exposure_s, (previous, current))
         to_motion = np.repeat([then, now], [3, 6])
         expected = self._filter.mean, self._filter.covariance
         # rows of a rolling shutter see other rates: there a second look makes it worse
@@ -300,9 +299,10 @@ class StreamEstimator:
             blurs.append(measurement.solution.motion if measurement.informative else None)
             for motion in self._unsigned_motion(measurement):
                 seeds += [motion * elapsed_s, -motion * elapsed_s]
-        straightener = self._straightener(current, estimates_readout)
+        sides = self._sides(current)
+        straightener = self._straightener(current, estimates_readout, sides)
         alignment = self._aligner.align(previous.working_image, current.working_image, *blurs,
-                                        seeds, current.nearness, self._expected(current),
+                                        seeds, current.nearness, self._expected(current, sides),
                                         straightener)
         if alignment is None or alignment.similarity < (
                 MIN_SIMILARITY_WITHOUT_POINTS if alignment.matches is None else MIN_SIMILARITY):
@@ -322,30 +322,36 @@ class StreamEstimator:
         turn = turn * (elapsed_s / effective_gap_s(turn, elapsed_s, current.frame))
         return replace(alignment, motion=np.concatenate([turn, way]))
 
-    def _expected(self, current: BlurMeasurement) -> list[ExpectedMotion]:
-        """Motions since the last frame that filter and blur let expect, for either sign of it."""
-        expected = []
+    def _sides(self, current: BlurMeasurement) -> list[tuple[np.ndarray, MotionFilter]]:
+        """Rates (3,), of either sign, that a blur tells, and the filter with each taken in."""
+        sides = []
         for motion in self._unsigned_motion(current):
-            to_rate = 1.0 / (current.frame.exposure_time_s * self._gain.value)
-            covariance = to_rate ** 2 * current.solution.covariance[:3, :3]
             for rate in (motion[:3], -motion[:3]):
                 ahead = copy.copy(self._filter)
-                surprise = 0.5 * ahead.likelihood(rate, covariance)
                 self._update_by_blur(ahead, current, rate)
-                expected.append(ExpectedMotion(*ahead.expected_motion, surprise))
-        return expected or [ExpectedMotion(*self._filter.expected_motion)]
+                sides.append((rate, ahead))
+        return sides
 
-    def _straightener(self, current: BlurMeasurement,
-                      estimates_readout: bool) -> Straightener | None:
+    def _expected(self, current: BlurMeasurement,
+                  sides: list[tuple[np.ndarray, MotionFilter]]) -> list[ExpectedMotion]:
+        """Motions since the last frame that the filter expects, on either side of the blur."""
+        if not sides:
+            return [ExpectedMotion(*self._filter.expected_motion)]
+        to_rate = 1.0 / self._shown_exposure_s(current)
+        covariance = to_rate ** 2 * current.solution.covariance[:3, :3]
+        return [ExpectedMotion(*ahead.expected_motion,
+                               0.5 * self._filter.likelihood(rate, covariance))
+                for rate, ahead in sides]
+
+    def _straightener(self, current: BlurMeasurement, estimates_readout: bool,
+                      sides: list[tuple[np.ndarray, MotionFilter]]) -> Straightener | None:
         """What moves points to where all rows exposed at once would show them, if it matters."""
         if estimates_readout:
             self._readout.drift()
         if not (self._readout.matters if estimates_readout else current.frame.readout_time_s):
             return None
-        ahead = copy.copy(self._filter)
-        for motion in self._unsigned_motion(current):
-            side = np.copysign(1.0, motion[:3] @ ahead.rate)
-            self._update_by_blur(ahead, current, side * motion[:3])
+        _, ahead = max(sides, key=lambda side: side[0] @ self._filter.rate,
+                       default=(None, self._filter))
         before = np.vstack([ahead.two_rates[:3], self._past_derivatives])
         change_covariance = EXPECTED_CHANGE * ahead.change_covariance \
             + EXPECTED_CHANGE_RAD_S ** 2 * np.eye(3)
@@ -355,10 +361,13 @@ class StreamEstimator:
 
     def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:
         """Rotation and translation in a second, (6,), up to their sign, where a blur tells it."""
-        exposure_s = measurement.frame.exposure_time_s
-        if not measurement.informative or exposure_s is None:
+        if not measurement.informative or measurement.frame.exposure_time_s is None:
             return []
-        return [measurement.solution.motion / (exposure_s * self._gain.value)]
+        return [measurement.solution.motion / self._shown_exposure_s(measurement)]
+
+    def _shown_exposure_s(self, measurement: BlurMeasurement) -> float:
+        """Exposure by the length of the blur: as it is told, times the gain."""
+        return measurement.frame.exposure_time_s * self._gain.value
 
     def _fuse(self, measurement: BlurMeasurement, alignment: Alignment | None,
               elapsed_s: float | None) -> MotionEstimate:
@@ -443,7 +452,7 @@ class StreamEstimator:
                         rate: np.ndarray) -> None:
         """Have a filter take in a blur, on the side of a rate, (3,)."""
         solution = measurement.solution
-        to_twist = 1.0 / (measurement.frame.exposure_time_s * self._gain.value)
+        to_twist = 1.0 / self._shown_exposure_s(measurement)
         twist = np.copysign(to_twist, solution.motion[:3] @ rate) * solution.motion
         unmodelled = np.diag(np.repeat([
             unmodelled_variance(twist[:3], UNMODELLED_BLUR, UNMODELLED_BLUR_RAD_S),

@@ -250,7 +250,7 @@ class PairAligner:
             if len(expected) > 1:
                 distinct.sort(key=lambda alignment: _against(alignment, expected))
             candidates = [alignment.motion for alignment in distinct[:kept]]
-        nearest = min(expected, key=lambda each: each.against(candidates[0]))
+        nearest = min(expected, key=lambda each: each.against(distinct[0].motion))
         return self._refined(distinct[0], earlier, later, earlier_blur, later_blur, nearness,
                              nearest[:2], straighten)
 
@@ -309,10 +309,19 @@ def reduced_field(intrinsics: CameraIntrinsics,
     return reduced, field_of_pixels(reduced)
 
 
+def unlikeness(similarity: float, witnesses: float, least_difference: float) -> float:
+    """
+    How much speaks against an alignment of images, nats, up to a constant.
+
+    :param witnesses: pixels that count as independent
+    :param least_difference: share that stays unexplained at best
+    """
+    return 0.5 * witnesses * math.log(1.0 - min(similarity, 1.0) ** 2 + least_difference)
+
+
 def _against(alignment: Alignment, expected: Sequence[ExpectedMotion]) -> float:
     """How much speaks against an alignment: what it leaves unexplained, and what was expected."""
-    difference = 1.0 - min(alignment.similarity, 1.0) ** 2 + LEAST_DIFFERENCE
-    return 0.5 * WITNESSES * math.log(difference) \
+    return unlikeness(alignment.similarity, WITNESSES, LEAST_DIFFERENCE) \
         + min(each.against(alignment.motion) for each in expected)
 
 
