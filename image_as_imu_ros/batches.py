@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
-
-import numpy as np
 
 Item = TypeVar('Item')
 
@@ -22,10 +20,10 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def by_shape(arrays: Sequence[np.ndarray | None]) -> list[list[int]]:
-    """Indices of the arrays of each shape, which can be computed at once; None is left out."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, array in enumerate(arrays):
-        if array is not None:
-            groups.setdefault(array.shape, []).append(index)
+def by_kind(kinds: Sequence[Hashable | None]) -> list[list[int]]:
+    """Indices of the items of each kind, which can be computed at once; None is left out."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        if kind is not None:
+            groups.setdefault(kind, []).append(index)
     return list(groups.values())

@@ -26,6 +26,8 @@ Config = TypeVar('Config')
 
 WEIGHTS = (r'\w[\w.-]*|[^\0]*[^\0/]\.safetensors', 'a name, or a path that ends in .safetensors')
 NODE_NAME = (r'(/?\w+(/\w+)*)?', 'a node name, with or without namespaces')
+IMAGE_FILE = (r'(?i)([^\0]*[^\0/]\.(png|pgm|bmp|tiff?|jpe?g))?',
+              'a path that ends in .png, .pgm, .bmp, .tif or .jpg')
 FRAME_ID = (r'([^\s/]\S*)?', 'a TF frame without a leading slash or spaces')
 """Text that settings may take: a pattern for all of it, and what it is."""
 
@@ -87,6 +89,10 @@ class EstimatorConfig:
     runtime: str = setting(
         'auto', 'what computes the network; auto: onnxruntime on a CPU where it is installed, '
         'else torch', one_of=('auto', 'torch', 'compile', 'onnxruntime', 'tensorrt'))
+    mask: str = setting(
+        '', "image file of the size or aspect ratio of the camera's images, black where they show "
+        'the robot itself, else white; empty for none', matching=IMAGE_FILE, read_only=False,
+        changes_in='unconfigured')
     threads: int = setting(
         0, 'CPU threads of the network; 0: half of the cores, at least one, and one more while no '
         'other image is at work', low=0, high=256, read_only=False, changes_in='unconfigured')

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from image_as_imu_ros.batches import by_shape
+from image_as_imu_ros.batches import by_kind
 from image_as_imu_ros.config import EstimatorConfig
 from image_as_imu_ros.devices import chosen_device
 from image_as_imu_ros.errors import InputError
 from image_as_imu_ros.geometry.blur_solver import BlurSolution
 from image_as_imu_ros.geometry.camera import WorkingCamera
+from image_as_imu_ros.geometry.displacement_bins import STRIDE_PX
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
+from image_as_imu_ros.geometry.world_mask import MIN_SHOWN, read_mask
 from image_as_imu_ros.model.opening import open_architecture
 from image_as_imu_ros.model.weights_files import find_weights
 from image_as_imu_ros.processes import NetworkThreads
@@ -59,6 +61,10 @@ class BlurObservation:
     """Median measured depth of the scene, which scales translations; None where unknown."""
     nearness: np.ndarray | None = None
     """(rows, columns) of a coarse grid, that median over the depth there."""
+    usable: np.ndarray | None = None
+    """(h, w) bool, which pixels of the working image show the world; None: all of them."""
+    usable_points: np.ndarray | None = None
+    """(...) bool, which parts of the output, as of `matrix`, tell of those alone; None: all."""
 
     @property
     def elapsed_ms(self) -> float:
@@ -90,7 +96,8 @@ class BlurMeasurement:
     timing_ms: dict[str, float]
     depth_m: float | None = None
     nearness: np.ndarray | None = None
-    """Both as of the observation."""
+    usable: np.ndarray | None = None
+    """All three as of the observation."""
 
     @property
     def elapsed_ms(self) -> float:
@@ -112,7 +119,7 @@ class VisualGyroscope:
     observe an image while another solves the one before.
 
     :raises WeightsError: if the weights cannot be used
-    :raises ConfigError: if the device or the runtime is not available
+    :raises ConfigError: if the device or the runtime is not available, or the mask of no use
     """
 
     def __init__(self, config: EstimatorConfig = EstimatorConfig()) -> None:
@@ -120,10 +127,11 @@ class VisualGyroscope:
         self.device = chosen_device(config.device)
         self.threads = NetworkThreads(config.threads)
         cv2.setNumThreads(self.threads.least)
+        self._mask = read_mask(config.mask) if config.mask else None
         self.weights = find_weights(config.weights)
         self._architecture = open_architecture(self.weights, self.device, config.runtime,
                                                self.threads)
-        self._cameras: dict[CameraIntrinsics, tuple[WorkingCamera, np.ndarray, np.ndarray]] = {}
+        self._cameras: dict[CameraIntrinsics, _Camera] = {}
 
     @property
     def tells_rows(self) -> bool:
@@ -156,24 +164,28 @@ class VisualGyroscope:
         :raises InputError: if the image is too small for the network
         """
         begin = time.perf_counter()
-        camera, points, matrix = self._camera(frame.intrinsics)
+        camera, points, matrix, usable_points = self._camera(frame.intrinsics)
         image = camera.working_image(frame.image)
         seen = camera.colour_image(frame.image) if self._architecture.colour else image
         depth_m = nearness = None
         if frame.depth_m is not None and not self._architecture.tells_depth:
-            depth_m, nearness = relative_nearness(camera.depth_at(frame.depth_m, points))
+            depths_m = camera.depth_at(frame.depth_m, points)
+            if usable_points is not None:
+                depths_m[~usable_points] = np.nan
+            depth_m, nearness = relative_nearness(depths_m)
         if nearness is not None:
             matrix = with_nearness(matrix, nearness)
         blank = image.std() <= MIN_CONTRAST
         timing = {'preprocess': 1e3 * (time.perf_counter() - begin)}
         return PreparedImage(BlurObservation(frame, image, camera.intrinsics, matrix, None, timing,
-                                             depth_m, nearness), None if blank else seen)
+                                             depth_m, nearness, camera.usable, usable_points),
+                             None if blank else seen)
 
     def observe_prepared(self, images: Sequence[PreparedImage]) -> list[BlurObservation]:
         """Run the network on prepared images, else as `observe_all`."""
         observations = [image.observation for image in images]
         for index, output, share_ms in _together(
-                [image.seen for image in images],
+                [None if image.seen is None else image.seen.shape for image in images],
                 lambda indices: self._architecture.observe(
                     [images[index].seen for index in indices])):
             timing = {**observations[index].timing_ms, 'network': share_ms}
@@ -199,13 +211,14 @@ class VisualGyroscope:
         """
         measurements = [
             BlurMeasurement(each.frame, each.working_image, each.intrinsics, None, each.timing_ms,
-                            each.depth_m, each.nearness) for each in observations]
+                            each.depth_m, each.nearness, each.usable) for each in observations]
         for index, solution, share_ms in _together(
-                [None if each.output is None else each.matrix for each in observations],
+                [None if each.output is None else _kind_of(each) for each in observations],
                 lambda indices: self._architecture.solve_all(
                     [observations[index].output for index in indices],
                     [observations[index].matrix for index in indices],
-                    [None if starts is None else starts[index] for index in indices])):
+                    [None if starts is None else starts[index] for index in indices],
+                    observations[indices[0]].usable_points)):
             timing = {**measurements[index].timing_ms, 'solve': share_ms}
             measurements[index] = replace(measurements[index], solution=solution,
                                           timing_ms=timing)
@@ -223,7 +236,8 @@ class VisualGyroscope:
         """
         if observation.output is None:
             return []
-        return self._architecture.solve_rows(observation.output, observation.matrix, rows, starts)
+        return self._architecture.solve_rows(observation.output, observation.matrix, rows, starts,
+                                             observation.usable_points)
 
     def estimate(self, frame: Frame) -> MotionEstimate:
         """
@@ -294,13 +308,12 @@ class VisualGyroscope:
             return measurement.solution.depth_m, NETWORK_DEPTH_ERROR
         return self.config.scene_depth, self.config.scene_depth_error
 
-    def _camera(self, intrinsics: CameraIntrinsics) -> tuple[WorkingCamera, np.ndarray,
-                                                             np.ndarray]:
+    def _camera(self, intrinsics: CameraIntrinsics) -> _Camera:
         if intrinsics not in self._cameras:
             if min(intrinsics.width_px, intrinsics.height_px) < MIN_SIDE_PX:
                 raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
                                  f'small; at least {MIN_SIDE_PX} px on each side are needed')
-            camera = WorkingCamera(intrinsics, self.config.working_size)
+            camera = WorkingCamera(intrinsics, self.config.working_size, self._mask)
             size = (camera.intrinsics.width_px, camera.intrinsics.height_px)
             if min(size) < MIN_SIDE_PX:
                 raise InputError(f'image {intrinsics.width_px}x{intrinsics.height_px} px is too '
@@ -309,19 +322,60 @@ class VisualGyroscope:
             matrix = motion_field_matrix(points, camera.intrinsics)
             if len(self._cameras) >= MAX_CAMERAS:  # a camera that changes zoom, not many cameras
                 self._cameras.clear()
-            self._cameras[intrinsics] = (camera, points, matrix)
+            self._cameras[intrinsics] = _Camera(camera, points, matrix,
+                                                _usable_points(camera.usable, points))
         return self._cameras[intrinsics]
 
 
-def _together(arrays: Sequence[np.ndarray | None],
+class _Camera(NamedTuple):
+    """A camera, and where and how the network's output is used for its images."""
+
+    working: WorkingCamera
+    points: np.ndarray
+    """(..., 2), px of the working image."""
+    matrix: np.ndarray
+    """(..., 2, 6), motion field there."""
+    usable_points: np.ndarray | None
+    """(...) bool, as of an observation."""
+
+
+def _usable_points(usable: np.ndarray | None, points: np.ndarray) -> np.ndarray | None:
+    """
+    Tell around which points all is usable.
+
+    :param usable: (h, w) bool, pixels; None: all
+    :param points: (..., 2), px
+    :returns: (...) bool; None: all
+    :raises InputError: if too few are
+    """
+    if usable is None:
+        return None
+    all_around = cv2.erode(usable.view(np.uint8), np.ones((STRIDE_PX + 1,) * 2, np.uint8))
+    column, row = np.rint(points).astype(int).T
+    clear = all_around.view(bool)[row, column].T
+    # the solver searches with every other row and column
+    if clear[(np.s_[::2],) * clear.ndim].mean() < MIN_SHOWN:
+        raise InputError(f'{clear.mean():.1%} of the image show the world, the rest is masked or '
+                         f'lies outside; at least {MIN_SHOWN:.0%} are needed. A mask is white '
+                         'where it hides nothing')
+    return clear
+
+
+def _kind_of(observation: BlurObservation) -> tuple[Any, ...]:
+    """What observations have in common that are solved together."""
+    usable = observation.usable_points
+    return observation.matrix.shape, None if usable is None else usable.tobytes()
+
+
+def _together(kinds: Sequence[Hashable | None],
               compute: Callable[[list[int]], Sequence[Any]]) -> Iterator[tuple[int, Any, float]]:
     """
-    Compute something for all arrays of one shape at once, and nothing for None.
+    Compute something for all items of one kind at once, and nothing for None.
 
     :param compute: gives a result for each of the indices it is given
     :returns: index, result, and an even share of the time, ms
     """
-    for indices in by_shape(arrays):
+    for indices in by_kind(kinds):
         begin = time.perf_counter()
         results = compute(indices)
         share_ms = 1e3 * (time.perf_counter() - begin) / len(indices)

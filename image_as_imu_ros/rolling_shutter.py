@@ -22,7 +22,13 @@ import numpy as np
 
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.estimator import BlurMeasurement, BlurObservation, VisualGyroscope
-from image_as_imu_ros.geometry.alignment import Alignment, Level, reduced_field, unlikeness
+from image_as_imu_ros.geometry.alignment import (
+    Alignment,
+    Level,
+    reduced_field,
+    reduced_mask,
+    unlikeness,
+)
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
@@ -201,17 +207,18 @@ class _ReducedPair:
     """
     Two working images at one reduction.
 
-    :param earlier, later: (h, w) float32, whole
+    :param earlier, later: measurements of both
     """
 
-    def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
-                 scale: int) -> None:
+    def __init__(self, earlier: BlurMeasurement, later: BlurMeasurement, scale: int) -> None:
         self._scale = scale
-        self.intrinsics, self._field = reduced_field(intrinsics, scale)
+        self.intrinsics, self._field = reduced_field(later.intrinsics, scale)
         size = self.intrinsics.width_px, self.intrinsics.height_px
-        earlier, self.later = (cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-                               for image in (earlier, later))
-        self._level = Level(earlier, self.later, self.intrinsics, self._field)
+        seen, self.later = (
+            cv2.resize(each.working_image, size, interpolation=cv2.INTER_AREA)
+            for each in (earlier, later))
+        self._level = Level(seen, self.later, self.intrinsics, self._field,
+                            usable=reduced_mask(later.usable, self.intrinsics))
 
     def band(self, rows: slice) -> _ReducedBand | None:
         """A band of rows of the working image; None where too little is seen in it."""
@@ -300,8 +307,7 @@ class BandEstimator:
         pairs = []
         if len(self._times_s) and previous.solution is not None and current.solution is not None:
             # a blank image would match any
-            pairs = [_ReducedPair(previous.working_image, current.working_image, intrinsics, scale)
-                     for scale in REDUCTIONS]
+            pairs = [_ReducedPair(previous, current, scale) for scale in REDUCTIONS]
         angles, rates, speeds = [], [], []
         for band, time_s in enumerate(times_s):
             rows = slice(edges[band], edges[band + 1])

@@ -252,7 +252,7 @@ class StreamEstimator:
         if len(self._gain_history) < 2:  # the last blur was not used
             return
         if self._comparison is None:
-            self._comparison = RelativeBlurSolver(current.intrinsics)
+            self._comparison = RelativeBlurSolver(current.intrinsics, current.usable)
         then, now = map(self._shown_exposure_s, (previous, current))
         to_motion = np.repeat([then, now], [3, 6])
         expected = self._filter.mean, self._filter.covariance
@@ -292,7 +292,7 @@ class StreamEstimator:
         if previous.solution is None or current.solution is None:  # a blank image matches any
             return None
         if self._aligner is None:
-            self._aligner = PairAligner(current.intrinsics)
+            self._aligner = PairAligner(current.intrinsics, current.usable)
         seeds = [np.zeros(6), self._filter.moved]
         blurs = []
         for measurement in (previous, current):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import cv2
@@ -122,6 +123,42 @@ def test_motions_and_covariances_are_those_of_the_solver_of_single_images(togeth
         np.testing.assert_allclose(one.covariance, other.covariance, atol=0.03 * scale)
         for name in FIELDS:
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=0.02, abs=0.05)
+
+
+@pytest.fixture(scope='module')
+def usable(seen):
+    """Cells (h, w) that a bonnet and an arm leave."""
+    usable = np.ones(seen.votes.shape[1:3], bool)
+    usable[19:] = usable[5:, 27:32] = False
+    return usable
+
+
+def test_masked_cells_tell_either_solver_as_little(together, one_by_one, seen, usable):
+    garbled = np.where(usable[..., None], seen.votes, seen.votes[:, ::-1, ::-1])
+    tensors = [tuple(map(torch.from_numpy, output)) for output in zip(seen.images, garbled)]
+    found = together.solve_all(tensors, seen.matrices, [None] * IMAGES, usable)
+    expected = one_by_one.solve_all(list(zip(seen.images, seen.votes)), seen.matrices,
+                                    [None] * IMAGES, usable)
+    pairs = agreeing(found, expected)
+    assert len(pairs) >= 0.9 * IMAGES
+    for one, other in pairs:
+        assert one.inlier_share == pytest.approx(other.inlier_share, abs=0.02)
+        scale = np.abs(other.covariance).max()
+        if same_hills(one, other):
+            np.testing.assert_allclose(one.covariance, other.covariance, atol=0.03 * scale)
+
+
+def test_the_critic_sees_no_masked_cells_on_either(seen, usable):
+    motions = np.array([[0.02, -0.03, 0.05, 0.0, 0.01, 0.0], [0.1, 0.2, -0.1, 0.0, 0.0, 0.0]])
+    hills = Hills(motions, np.array([-3.0, -4.5]), np.zeros((2, len(LENGTH_RATIOS))))
+    images, votes, matrices, *_ = seen.tensors(slice(0, 1))
+    tables = FeatureTables.of(*images.shape[1:], *votes.shape[1:3], 'cpu', usable.tobytes())
+    found = device_hill_features(images, matrices.flatten(1, 2), DeviceHills(*(
+        torch.from_numpy(each[None]) for each in dataclasses.astuple(hills))), tables)
+    expected, of_all = (hill_features(seen.images[0], seen.matrices[0], hills, each)
+                        for each in (usable, None))
+    np.testing.assert_allclose(found[0], expected, atol=1e-3)
+    assert np.abs(expected - of_all).max() > 0.01
 
 
 def test_starts_are_taken_where_there_are_any(together, one_by_one, seen):

@@ -760,7 +760,8 @@ def test_process_ends_cleanly_though_an_image_is_still_in_work(blurred_sequence)
 
 
 @pytest.mark.parametrize('parameter, complaint', [
-    ('max_latency:=99.0', 'max_latency'), ('estimator.weights:=no_such_weights', 'no_such')])
+    ('max_latency:=99.0', 'max_latency'), ('estimator.weights:=no_such_weights', 'no_such'),
+    ('estimator.mask:=/no_such.png', 'cannot read "/no_such.png"')])
 def test_process_that_cannot_start_says_why_and_exits_with_1(parameter, complaint):
     process = node_process('autostart:=true', parameter)
     _, log = process.communicate(timeout=START_DEADLINE_S)

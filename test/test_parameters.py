@@ -56,7 +56,8 @@ def other_value(entry: dataclasses.Field) -> object:
     if isinstance(entry.default, bool):
         return not entry.default
     if isinstance(entry.default, str):
-        return 'other'
+        pattern = (entry.metadata['matching'] or ('.*',))[0]
+        return next(text for text in ('other', 'other.png') if re.fullmatch(pattern, text))
     return next(bound for bound in entry.metadata['range'] if bound != entry.default)
 
 

@@ -15,6 +15,7 @@ from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.geometry.camera import WorkingCamera
 from image_as_imu_ros.geometry.flow_solver import sample_pixels, solve_flow
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix
+from image_as_imu_ros.model.architectures import Reference
 from image_as_imu_ros.model.reference import ReferenceNetwork, random_state
 from image_as_imu_ros.model.weights import load_strictly, load_weights
 from image_as_imu_ros.stream import StreamEstimator
@@ -215,6 +216,20 @@ def test_flow_and_depth_give_metric_motion():
     assert np.all(np.diag(noisy.covariance) > np.diag(exact.covariance))
     deviation = (noisy.motion - exact.motion) / np.sqrt(np.diag(noisy.covariance))
     assert np.abs(deviation).max() < 3.0
+
+
+def test_masked_pixels_tell_no_motion():
+    pixels = sample_pixels(320, 224)
+    matrix = motion_field_matrix(pixels, GOLDEN_CAMERA)
+    motion = np.array([0.03, -0.05, 0.08, 0.0, 0.0, 0.0])
+    usable = pixels[:, 1] < 150
+    flow_px = np.where(usable[:, None], matrix @ motion, 0.0)
+    output = flow_px, np.ones(len(pixels))
+    reference = Reference(ReferenceNetwork().eval(), 'cpu')
+    (found,), blind = reference.solve_all([output], [matrix], [None], usable), \
+        reference.solve(output, matrix, None)
+    np.testing.assert_allclose(found.motion, motion, atol=1e-9)
+    assert found.inlier_share == 1.0 > blind.inlier_share
 
 
 def test_covariance_of_the_flow_solver_is_its_own():

@@ -58,6 +58,11 @@ def weights_sha256(name_or_path: str) -> str | None:
     return file_sha256(path) if path.is_file() else None
 
 
+def mask_sha256(path: str) -> str | None:
+    """Hash of the file of a mask; None where there is none."""
+    return file_sha256(Path(path)) if path and Path(path).is_file() else None
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -45,6 +45,8 @@ WITNESSES, LEAST_DIFFERENCE = 30.0, 0.01
 """Pixels of aligned images that count as independent, and their unexplained share at best."""
 MOST_SURPRISE = 50.0
 """Squared distance from what is expected that counts at most, as jolts do happen."""
+ALL_OF_THEM = 0.999
+"""Share of the pixels that a reduced one is made of, but for rounding."""
 ON_PLANE_PX = 2.0
 """Distance up to which a match counts as on the plane that most of them lie on."""
 
@@ -103,10 +105,12 @@ class Level:
     :param field: (2, 6, h * w) float32, motion field at the pixels
     :param nearness: (rows, columns) of any resolution, depth of the scene over that of what the
         later image shows there; None: the same everywhere
+    :param usable: (h, w) bool, which pixels of either image show the scene; None: all of them
     """
 
     def __init__(self, earlier: np.ndarray, later: np.ndarray, intrinsics: CameraIntrinsics,
-                 field: np.ndarray, nearness: np.ndarray | None = None) -> None:
+                 field: np.ndarray, nearness: np.ndarray | None = None,
+                 usable: np.ndarray | None = None) -> None:
         gx = cv2.Sobel(later, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
         gy = cv2.Sobel(later, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
         if later.size > MAX_PIXELS:
@@ -114,9 +118,14 @@ class Level:
             # relative to the surroundings, so that a few lamps do not take all places
             strength /= cv2.blur(strength, (NEIGHBOURHOOD_PX, NEIGHBOURHOOD_PX)) + 1e-6
             strength[[0, -1]] = strength[:, [0, -1]] = 0.0
+            if usable is not None:
+                strength[~usable] = 0.0
             self.chosen = strongest(strength.ravel(), MAX_PIXELS)
         else:
             self.chosen = np.arange(later.size)
+        self.usable = np.ones(0, bool) if usable is None else usable.ravel()
+        if usable is not None:
+            self.chosen = self.chosen[self.usable[self.chosen]]
         # means do not matter, and small numbers are the more exact
         self.earlier = earlier - cv2.mean(earlier)[0]
         self.camera = intrinsics.matrix
@@ -153,7 +162,7 @@ class Level:
         """
         alignment = Alignment(*refined(
             self.earlier, self.values, self.pixels, self.nearness, self.offset_px, self.jacobian,
-            self.camera, start, iterations))
+            self.camera, start, iterations, self.usable))
         return alignment if math.isfinite(alignment.similarity) else None
 
 
@@ -198,13 +207,16 @@ class PairAligner:
     Aligns pairs of working images of one camera.
 
     :param intrinsics: of the working images
+    :param usable: (h, w) bool, which of their pixels show the scene; None: all of them
     """
 
-    def __init__(self, intrinsics: CameraIntrinsics) -> None:
-        self._intrinsics = intrinsics
+    def __init__(self, intrinsics: CameraIntrinsics, usable: np.ndarray | None = None) -> None:
+        self._intrinsics, self._usable = intrinsics, usable
         self._reductions = {}
+        self._reduced_usable = {}
         for scale in sorted({scale for scale, _, _ in ROUNDS}):
             self._reductions[scale] = reduced_field(intrinsics, scale)
+            self._reduced_usable[scale] = reduced_mask(usable, self._reductions[scale][0])
 
     def align(self, earlier: np.ndarray, later: np.ndarray,
               earlier_blur: np.ndarray | None, later_blur: np.ndarray | None,
@@ -236,7 +248,7 @@ class PairAligner:
                 reduced, field = self._reductions[scale]
                 level = Level(*(with_blur(image, reduced, blur) for image, blur in
                                 zip(images[scale], (later_blur, earlier_blur))),
-                              reduced, field, nearness)
+                              reduced, field, nearness, self._reduced_usable[scale])
                 level_scale = scale
             found = [level.refine(start, iterations) for start in candidates]
             found = sorted((f for f in found if f is not None),
@@ -263,7 +275,7 @@ class PairAligner:
         alike = (with_blur(image, self._intrinsics, blur, POINTS_BLUR_STEP_PX)
                  for image, blur in ((earlier, later_blur), (later, earlier_blur)))
         found = refined_by_points(*alike, self._intrinsics.matrix, alignment.motion, nearness,
-                                  expected, straighten)
+                                  expected, straighten, self._usable)
         if not found:
             covariance = alignment.covariance.copy()
             turn = alignment.motion[:3]
@@ -307,6 +319,14 @@ def reduced_field(intrinsics: CameraIntrinsics,
     """Intrinsics of an image reduced by a whole number, and the motion field at its pixels."""
     reduced = intrinsics.resized(intrinsics.width_px // scale, intrinsics.height_px // scale)
     return reduced, field_of_pixels(reduced)
+
+
+def reduced_mask(usable: np.ndarray | None, reduced: CameraIntrinsics) -> np.ndarray | None:
+    """Mask of an image reduced to a size: what is made of usable pixels alone, if not all is."""
+    if usable is None:
+        return None
+    return cv2.resize(usable.astype(np.float32), (reduced.width_px, reduced.height_px),
+                      interpolation=cv2.INTER_AREA) > ALL_OF_THEM
 
 
 def unlikeness(similarity: float, witnesses: float, least_difference: float) -> float:

@@ -295,7 +295,8 @@ Judge = Callable[[Hills], np.ndarray]
 
 
 def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
-               start: np.ndarray | None = None, judge: Judge | None = None) -> BlurSolution:
+               start: np.ndarray | None = None, judge: Judge | None = None,
+               usable: np.ndarray | None = None) -> BlurSolution:
     """
     Find the motion that the cells' distributions agree on.
 
@@ -303,11 +304,11 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     :param matrix: (h, w, 2, 6), motion field matrix at the cells' centres, px
     :param start: motion (6,) to search from too, such as what a stream expects
     :param judge: chooses among the hills, and the length at each; None takes them as they are
+    :param usable: (h, w) bool, cells that tell of the scene; None: all
     :returns: the motion up to sign, with its covariance
     """
     # every other row and column is enough to find the right hill
-    sparse_logs = np.ascontiguousarray(log_probability[::2, ::2]).reshape(-1, BINS)
-    sparse_matrix = matrix[::2, ::2].reshape(-1, 2, 6)
+    sparse_logs, sparse_matrix = (cells_of(each, usable, 2) for each in (log_probability, matrix))
     sparse = BlurObjective(sparse_logs, sparse_matrix, CELLS_PER_WITNESS / SPARSE)
     survey = _survey(np.asarray(sparse_matrix[..., :3], float).tobytes())
     moments = CellMoments(sparse_logs)
@@ -318,8 +319,8 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
                              _starts(survey.lifted_start(moments), sparse.focal_px),
                              *([] if start is None else [start[None]])])
     found, _ = sparse.climb(starts, COARSE_ITERATIONS)
-    log_probability, matrix = log_probability.reshape(-1, BINS), matrix.reshape(-1, 2, 6)
-    objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS)
+    objective = BlurObjective(*(cells_of(each, usable) for each in (log_probability, matrix)),
+                              CELLS_PER_WITNESS)
     peaks, heights = objective.climb(_distinct(found), FINE_ITERATIONS)
     if judge is None:
         modes = [Mode(motion, float(height), 0.0) for motion, height in zip(peaks, heights)]
@@ -337,6 +338,19 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
                                  information=float(-np.expm1(-gain / INFORMATION_NATS)),
                                  log_posterior=mode.height))
     return replace(solutions[0], alternatives=tuple(solutions[1:]))
+
+
+def cells_of(grid: np.ndarray, usable: np.ndarray | None, step: int = 1) -> np.ndarray:
+    """
+    What a grid (h, w, ...) holds of its usable cells, (N, ...).
+
+    :param usable: (h, w) bool; None: all are
+    :param step: rows and columns from one cell to the next
+    """
+    thinned = grid[::step, ::step]
+    if usable is None:
+        return np.ascontiguousarray(thinned).reshape(-1, *grid.shape[2:])
+    return thinned[usable[::step, ::step]]
 
 
 def solve_near(log_probability: np.ndarray, matrix: np.ndarray,

@@ -7,9 +7,13 @@ import warnings
 import cv2
 import numpy as np
 
+from image_as_imu_ros.geometry.world_mask import WorldMask, fitted_mask
 from image_as_imu_ros.types import CameraIntrinsics
 
 SIZE_MULTIPLE_PX = 8
+WHITE = 255
+OUTSIDE_PX = 2.0
+"""How far beyond its border an image may go on and still count as shown."""
 DEPTH_SPREAD_PX = 2.5
 """Reach of the median that tells the depth at a point."""
 
@@ -20,12 +24,16 @@ class WorkingCamera:
 
     The longer side becomes at most `working_size_px`; both sides are cropped about the centre to
     multiples of 8 px. Angular resolution at the centre is kept by undistortion, so that what a
-    wide lens sees beyond the working image is left out.
+    wide lens sees beyond the working image is left out. What shows no part of the world, by a
+    mask or because it lies outside the camera's image, is filled smoothly.
 
     :param intrinsics: of the camera's own images
+    :param mask: (H, W) bool, what of those shows the world, of their aspect ratio; None: all
+    :raises InputError: if the mask is of another aspect ratio
     """
 
-    def __init__(self, intrinsics: CameraIntrinsics, working_size_px: int) -> None:
+    def __init__(self, intrinsics: CameraIntrinsics, working_size_px: int,
+                 mask: np.ndarray | None = None) -> None:
         self.source = intrinsics
         scale = min(1.0, working_size_px / max(intrinsics.width_px, intrinsics.height_px))
         reduced = intrinsics.resized(max(SIZE_MULTIPLE_PX, round(intrinsics.width_px * scale)),
@@ -40,6 +48,24 @@ class WorkingCamera:
         self._map = None
         if any(intrinsics.distortion):
             self._map = self._undistortion(reduced)
+        self._mask = self._working_mask(mask)
+
+    @property
+    def usable(self) -> np.ndarray | None:
+        """(h, w) bool, which pixels of the working image show the world; None: all of them."""
+        return None if self._mask is None else self._mask.usable
+
+    def _working_mask(self, mask: np.ndarray | None) -> WorldMask | None:
+        """Mask of the working image: a pixel shows the world where all that it is made of does."""
+        if mask is None and self._map is None:
+            return None
+        size = self.source.width_px, self.source.height_px
+        shown = np.ones(size[::-1], bool) if mask is None else fitted_mask(mask, *size)
+        shown = self._placed(np.where(shown, np.uint8(WHITE), np.uint8(0))) == WHITE
+        if self._map is not None:
+            for place, side in zip(self._map, self._reduced_size):
+                shown &= (place > -OUTSIDE_PX) & (place < side - 1 + OUTSIDE_PX)
+        return None if shown.all() else WorldMask(shown)
 
     def _undistortion(self, reduced: CameraIntrinsics) -> tuple[np.ndarray, np.ndarray]:
         size = (self.intrinsics.width_px, self.intrinsics.height_px)
@@ -99,16 +125,20 @@ class WorkingCamera:
             return np.nanmedian(depth, axis=(-2, -1))
 
     def _reduced(self, image: np.ndarray) -> np.ndarray:
-        """Reduce, undistort and crop an image of any number of channels."""
+        """Working image of one of any number of channels."""
+        placed = self._placed(image)
+        working = placed.astype(np.float32) / _white_level(placed)
+        return working if self._mask is None else self._mask.filled(working)
+
+    def _placed(self, image: np.ndarray) -> np.ndarray:
+        """Reduce, undistort and crop an image of any type; it goes on beyond its border."""
         if (image.shape[1], image.shape[0]) != self._reduced_size:
             image = cv2.resize(image, self._reduced_size, interpolation=cv2.INTER_AREA)
         if self._map is not None:
-            image = cv2.remap(image, *self._map, cv2.INTER_LINEAR,
-                              borderMode=cv2.BORDER_REPLICATE)
-        else:
-            image = image[self._top:self._top + self.intrinsics.height_px,
-                          self._left:self._left + self.intrinsics.width_px]
-        return image.astype(np.float32) / _white_level(image)
+            return cv2.remap(image, *self._map, cv2.INTER_LINEAR,
+                             borderMode=cv2.BORDER_REPLICATE)
+        return image[self._top:self._top + self.intrinsics.height_px,
+                     self._left:self._left + self.intrinsics.width_px]
 
 
 def _white_level(image: np.ndarray) -> float:

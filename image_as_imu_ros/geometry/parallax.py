@@ -102,7 +102,7 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
                       motion: np.ndarray, nearness: np.ndarray | None = None,
                       expected: tuple[np.ndarray, np.ndarray] = NOTHING_EXPECTED,
                       straighten: Callable[[Matches], Matches] | None = None,
-                      ) -> tuple[PointMotion, ...]:
+                      usable: np.ndarray | None = None) -> tuple[PointMotion, ...]:
     """
     Improve a motion that was found as if the scene lay at one depth.
 
@@ -116,10 +116,11 @@ def refined_by_points(earlier: np.ndarray, later: np.ndarray, camera: np.ndarray
         between motions that explain the points alike, as two do where all lie on a plane; it has
         no part in the answer
     :param straighten: moves points to where all rows exposed at once would have shown them
+    :param usable: as of `match_points`
     :returns: the motion by the points as they are and, where they can be straightened, by those;
         nothing where too few points are found again
     """
-    matches = match_points(earlier, later, homography_of(camera, motion))
+    matches = match_points(earlier, later, homography_of(camera, motion), usable)
     if matches is None or len(matches.doubt) < MIN_POINTS:
         return ()
     if nearness is None:
@@ -169,19 +170,24 @@ class Matches(NamedTuple):
     """(E, E), inverse covariance of what is expected of that, about zero."""
 
 
-def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray) -> Matches | None:
+def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray,
+                 usable: np.ndarray | None = None) -> Matches | None:
     """
     Match corners of the later image in the earlier one, by Lucas and Kanade's method.
 
     :param earlier, later: (h, w) float32, 0 to 1, alike in blur
     :param to_earlier: homography (3, 3) that nearly does so
+    :param usable: (h, w) bool, where points may be, of either image; None: everywhere
     :returns: None where the later image has no corner
     """
     earlier, later = (cv2.convertScaleAbs(image, alpha=GRAY_LEVELS) for image in (earlier, later))
     height, width = later.shape
     coarse = cv2.resize(later, (width // DETECTION, height // DETECTION),
                         interpolation=cv2.INTER_AREA)
-    points = cv2.goodFeaturesToTrack(coarse, POINTS, QUALITY, APART_PX / DETECTION)
+    places = None if usable is None else cv2.resize(
+        usable.view(np.uint8), (width // DETECTION, height // DETECTION),
+        interpolation=cv2.INTER_NEAREST)
+    points = cv2.goodFeaturesToTrack(coarse, POINTS, QUALITY, APART_PX / DETECTION, mask=places)
     if points is None:
         return None
     points = DETECTION * points + 0.5 * (DETECTION - 1)
@@ -199,6 +205,9 @@ def match_points(earlier: np.ndarray, later: np.ndarray, to_earlier: np.ndarray)
     at_earlier = cv2.perspectiveTransform(matched[:, None], to_earlier)[:, 0]
     border = 0.5 * WINDOW_PX
     inside = ((at_earlier > border) & (at_earlier < (width - border, height - border))).all(axis=1)
+    if usable is not None:
+        column, row = np.rint(at_earlier).astype(int).T
+        inside &= usable[row.clip(0, height - 1), column.clip(0, width - 1)]
     kept = inside & returns & (found & again)[:, 0].astype(bool)
     (a, b), (c, d) = to_earlier[:2, :2] / to_earlier[2, 2]
     doubt = np.array([a * a * xx + 2.0 * a * b * xy + b * b * yy,

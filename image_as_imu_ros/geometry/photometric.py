@@ -172,7 +172,8 @@ def jacobian_at(chosen: np.ndarray, gx: np.ndarray, gy: np.ndarray,
 @compiled
 def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness: np.ndarray,
             offset_px: np.ndarray, jacobian: np.ndarray, camera: np.ndarray, start: np.ndarray,
-            iterations: int) -> tuple[np.ndarray, np.ndarray, float, float, float]:
+            iterations: int,
+            usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float, float]:
     """
     Improve a motion by Gauss-Newton steps, by how alike it makes two images.
 
@@ -186,6 +187,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
     :param jacobian: (6, N) float32
     :param camera: camera matrix (3, 3), px
     :param start: (6,), rotation vector and translation / Z
+    :param usable: (h * w,) bool, which pixels of the earlier image may be seen; (0,): all
     :returns: motion (6,), covariance (6, 6), similarity, share of inliers, and variance of the
         translation by the prior; a similarity of -inf where the images overlap too little
     """
@@ -193,7 +195,7 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
     right, bottom = np.float32(width - 1), np.float32(height - 1)
     cx, cy = np.float32(camera[0, 2]), np.float32(camera[1, 2])
     count = len(values)
-    earlier = image.ravel()
+    earlier, masked = image.ravel(), len(usable) > 0
     corners, seen = np.empty(count, np.uint32), np.empty(count, np.float32)
     across, down = np.empty(count, np.float32), np.empty(count, np.float32)
     residual, magnitude = np.empty(count, np.float32), np.empty(count, np.float32)
@@ -224,6 +226,9 @@ def refined(image: np.ndarray, values: np.ndarray, pixels: np.ndarray, nearness:
             inside = (u >= ZERO) & (u <= right) & (v >= ZERO) & (v <= bottom)
             seen[i] = ONE if inside else ZERO
             corners[i], across[i], down[i] = _place(u, v, width, height)
+        if masked:
+            for i in range(count):
+                seen[i] = seen[i] if usable[corners[i]] else ZERO
         for i in range(count):
             residual[i] = _between(earlier, corners[i], width, across[i], down[i])
         number = a_sum = b_sum = aa_sum = bb_sum = ZERO

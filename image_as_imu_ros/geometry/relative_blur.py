@@ -56,12 +56,15 @@ class RelativeBlurSolver:
     Compares the blurs of aligned working images of one camera.
 
     :param intrinsics: of the working images
+    :param usable: (h, w) bool, which of their pixels show the scene; None: all of them
     """
 
-    def __init__(self, intrinsics: CameraIntrinsics) -> None:
-        self._intrinsics = intrinsics
+    def __init__(self, intrinsics: CameraIntrinsics, usable: np.ndarray | None = None) -> None:
+        self._intrinsics, self._usable = intrinsics, usable
         size = intrinsics.height_px, intrinsics.width_px
         places = np.mgrid[:size[0]:GRID_PX, :size[1]:GRID_PX].reshape(2, -1)
+        if usable is not None:
+            places = places[:, usable[tuple(places)]]
         row, column = (place * regions // extent
                        for place, regions, extent in zip(places, REGIONS, size))
         region = REGIONS[1] * row + column
@@ -134,6 +137,8 @@ class RelativeBlurSolver:
         within = np.s_[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
         known = np.zeros(image.shape, np.bool_)
         known[within] = cv2.dilate((image >= SATURATED).view(np.uint8), around)[within] == 0
+        if self._usable is not None:
+            known &= self._usable
         self._seen = [*self._seen[-1:], (image, (detail, known))]
         return self._seen[-1][1]
 

@@ -77,28 +77,30 @@ class DeviceDistributions(Distributions):
         gray = uploaded(images, torch.float32, self._device)
         return list(zip(gray, self._distributions(gray[:, None])))
 
-    def solve(self, output: tuple[Tensor, Tensor], matrix: np.ndarray,
-              start: np.ndarray | None) -> BlurSolution:
+    def solve(self, output: tuple[Tensor, Tensor], matrix: np.ndarray, start: np.ndarray | None,
+              usable: np.ndarray | None = None) -> BlurSolution:
         """Find the motion that the distributions agree on and that the critic believes."""
-        return self.solve_all([output], [matrix], [start])[0]
+        return self.solve_all([output], [matrix], [start], usable)[0]
 
     def solve_all(self, outputs: Sequence[tuple[Tensor, Tensor]], matrices: Sequence[np.ndarray],
-                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
-        """Find the motions of images of one size, with one transfer of them all."""
+                  starts: Sequence[np.ndarray | None],
+                  usable: np.ndarray | None = None) -> list[BlurSolution]:
+        """Find the motions of images of one size and mask, with one transfer of them all."""
         one_camera = all(matrix is matrices[0] for matrix in matrices)
         field = uploaded(matrices[:1] if one_camera else matrices, torch.float32, self._device)
         start = uploaded([np.full(6, np.nan) if start is None else start / TO_MOTION
                           for start in starts], torch.float64, self._device)
         with torch.no_grad():
             images, votes = (torch.stack(tensors) for tensors in zip(*outputs))
-            tables = self._tables(*images.shape[1:], *votes.shape[1:3], self._device)
+            tables = self._tables(*images.shape[1:], *votes.shape[1:3], self._device,
+                                  None if usable is None else usable.tobytes())
             found = self._solver(images, votes, field, start, tables).cpu().numpy()
         return to_solutions(found, TO_MOTION)
 
     def solve_rows(self, output: tuple[Tensor, Tensor], matrix: np.ndarray, rows: slice,
-                   starts: np.ndarray) -> list[BlurSolution]:
+                   starts: np.ndarray, usable: np.ndarray | None = None) -> list[BlurSolution]:
         """Find where the cells of a band agree, uphill from starts, on the CPU."""
-        return solve_band(output[1].cpu().numpy(), matrix, rows, starts)
+        return solve_band(output[1].cpu().numpy(), matrix, rows, starts, usable)
 
 
 class Reference:
@@ -127,18 +129,19 @@ class Reference:
         return list(zip(flow[:, :, y, x].swapaxes(1, 2), depth[:, y, x]))
 
     def solve(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray,
-              start: np.ndarray | None) -> BlurSolution:
+              start: np.ndarray | None, usable: np.ndarray | None = None) -> BlurSolution:
         """Fit the motion field to the flow; linear, so that no start is needed."""
-        return solve_flow(*output, matrix)
+        chosen = np.s_[:] if usable is None else usable
+        return solve_flow(*(each[chosen] for each in (*output, matrix)))
 
     def solve_all(self, outputs: Sequence[tuple[np.ndarray, np.ndarray]],
-                  matrices: Sequence[np.ndarray],
-                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
+                  matrices: Sequence[np.ndarray], starts: Sequence[np.ndarray | None],
+                  usable: np.ndarray | None = None) -> list[BlurSolution]:
         """Fit the motion fields to the flows, one after the other."""
-        return list(map(self.solve, outputs, matrices, starts))
+        return [self.solve(*each, usable) for each in zip(outputs, matrices, starts)]
 
     def solve_rows(self, output: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, rows: slice,
-                   starts: np.ndarray) -> list[BlurSolution]:
+                   starts: np.ndarray, usable: np.ndarray | None = None) -> list[BlurSolution]:
         """
         Not of use: the paper's solver has no answer for a part of an image.
 

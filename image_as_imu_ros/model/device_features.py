@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS
+from image_as_imu_ros.geometry.blur_solver import LENGTH_RATIOS, cells_of
 from image_as_imu_ros.geometry.displacement_bins import MAX_RADIUS_PX
 from image_as_imu_ros.model.length_features import (
     LEAST_PROFILE,
     SAME_SCALE,
     cell_centres,
-    chessboard,
+    looked_at_cells,
 )
 from image_as_imu_ros.model.steered_derivatives import (
     MIN_NEARBY_PX,
@@ -45,8 +45,16 @@ class DeviceHills(NamedTuple):
 
 
 class FeatureTables(NamedTuple):
-    """What depends on the size of the images only; C of the cells are looked at."""
+    """
+    What depends on the size of the images and on which cells are usable only.
 
+    C of the cells are looked at.
+    """
+
+    usable: Tensor
+    """(N,) int64, which cells may be used."""
+    sparse: Tensor
+    """(M,) int64, those of them in every other row and column."""
     cells: Tensor
     """(C,) int64, which cells."""
     centres_px: Tensor
@@ -60,11 +68,19 @@ class FeatureTables(NamedTuple):
     """(MAX_NEARBY_PX + 1, w, W / 2), the same around each column."""
 
     @staticmethod
-    def of(height: int, width: int, rows: int, columns: int, device: str) -> FeatureTables:
-        """Tables for images of a size, px, and the size of their grid of cells."""
-        cells, looked_at = chessboard(rows, columns)
+    def of(height: int, width: int, rows: int, columns: int, device: str,
+           usable: bytes | None = None) -> FeatureTables:
+        """
+        Tables for images of a size, px, and the size of their grid of cells.
+
+        :param usable: bytes of which cells may be used, (rows, columns) bool; None: all
+        """
+        mask = None if usable is None else np.frombuffer(usable, bool).reshape(rows, columns)
+        cells, looked_at = looked_at_cells(rows, columns, mask)
+        numbers = np.arange(rows * columns).reshape(rows, columns)
         return FeatureTables(*(torch.from_numpy(table).to(device) for table in (
-            looked_at, cell_centres(cells, height / rows).astype(np.float32), LENGTH_RATIOS,
+            cells_of(numbers, mask), cells_of(numbers, mask, 2), looked_at,
+            cell_centres(cells, height / rows).astype(np.float32), LENGTH_RATIOS,
             _windows(rows, height), _windows(columns, width))))
 
 

@@ -94,14 +94,15 @@ class DeviceSolver(nn.Module):
         :param matrix: motion field matrix at the cells' centres, px, float32, (B, h, w, 2, 6), or
             (1, h, w, 2, 6) where all images are of one camera
         :param starts: (B, 6) float64, motions to search from too; NaN where there is none
-        :param tables: of images of this size
+        :param tables: of images of this size, and of which of their cells are usable
         :returns: (B, MODES, 42 + len(FIELDS)) float64, the likeliest first: motion, covariance,
             FIELDS; -inf in the last of them where there are fewer
         """
         full, sparse = (
-            DeviceObjective(log_probability[:, ::step, ::step].flatten(1, 2),
-                            matrix[:, ::step, ::step].flatten(1, 2), CELLS_PER_WITNESS / thinning,
-                            self.corners) for step, thinning in ((1, 1), (2, SPARSE)))
+            DeviceObjective(log_probability.flatten(1, 2)[:, cells],
+                            matrix.flatten(1, 2)[:, cells], CELLS_PER_WITNESS / thinning,
+                            self.corners)
+            for cells, thinning in ((tables.usable, 1), (tables.sparse, SPARSE)))
         # a look-up table would be read in the time that it takes a GPU to compute it
         scan = (self.scan / sparse.focal_px[..., None]).expand(len(images), -1, -1)
         likelihoods = sparse.likelihoods(scan)
@@ -117,7 +118,7 @@ class DeviceSolver(nn.Module):
         motions, heights, variances = self._modes(
             hills.motions, logits.flatten(1).log_softmax(dim=1).view_as(logits))
         values = full.cell_values(motions)
-        inliers = values > log_probability.flatten(1, 2).amax(dim=2)[..., None] - INLIER_NATS
+        inliers = values > full.log_probability.amax(dim=2)[..., None] - INLIER_NATS
         extents_px = median(full.displacements(motions).norm(dim=2).mT).double()
         ignorance = likelihoods.logsumexp(dim=1, keepdim=True) - math.log(len(self.scan))
         gain = (values.sum(dim=1) * full.weight - ignorance).clamp(min=0.0)

@@ -15,6 +15,8 @@ from image_as_imu_ros.types import CameraIntrinsics
 
 ROLL_READ = 0.93
 """A roll as the network reads it, relative to pans; on simulated rooms."""
+FEWEST_CELLS = 8
+"""Of a band of rows, which fewer leave open."""
 TO_MOTION = np.array([1.0, 1.0, 1.0 / ROLL_READ, 1.0, 1.0, 1.0])
 
 
@@ -40,17 +42,24 @@ class Architecture(Protocol):
         :returns: its output for each of them
         """
 
-    def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
-        """Find the motion that the output tells; `start` (6,) is a further starting point."""
+    def solve(self, output: Any, matrix: np.ndarray, start: np.ndarray | None,
+              usable: np.ndarray | None = None) -> BlurSolution:
+        """
+        Find the motion that the output tells.
+
+        :param start: (6,), a further starting point
+        :param usable: (...) bool, at which of the points the output is used; None: at all
+        """
 
     def solve_all(self, outputs: Sequence[Any], matrices: Sequence[np.ndarray],
-                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
-        """Find the motions that outputs of images of one size tell, as `solve`."""
+                  starts: Sequence[np.ndarray | None],
+                  usable: np.ndarray | None = None) -> list[BlurSolution]:
+        """Find the motions that outputs of images of one size and mask tell, as `solve`."""
 
-    def solve_rows(self, output: Any, matrix: np.ndarray, rows: slice,
-                   starts: np.ndarray) -> list[BlurSolution]:
+    def solve_rows(self, output: Any, matrix: np.ndarray, rows: slice, starts: np.ndarray,
+                   usable: np.ndarray | None = None) -> list[BlurSolution]:
         """
-        Find motions that a band of rows tells, px, near starts (K, 6).
+        Find motions that a band of rows tells, px, near starts (K, 6); none if too little of it.
 
         :raises ConfigError: if it has no answer for a part of an image
         """
@@ -104,31 +113,33 @@ class Distributions:
         """
         return list(zip(images, self._model.log_probabilities(np.stack(images))))
 
-    def solve(self, output: Seen, matrix: np.ndarray, start: np.ndarray | None) -> BlurSolution:
+    def solve(self, output: Seen, matrix: np.ndarray, start: np.ndarray | None,
+              usable: np.ndarray | None = None) -> BlurSolution:
         """Find the motion that the distributions agree on and that the critic believes."""
         image, log_probability = output
 
         def judge(hills: Hills) -> np.ndarray:
-            logits = self._model.judge(hill_features(image, matrix, hills))
+            logits = self._model.judge(hill_features(image, matrix, hills, usable))
             highest = logits.max()
             return logits - (highest + np.log(np.exp(logits - highest).sum()))
 
         read = None if start is None else start / TO_MOTION
-        return solve_blur(log_probability, matrix, read, judge).scaled(TO_MOTION)
+        return solve_blur(log_probability, matrix, read, judge, usable).scaled(TO_MOTION)
 
     def solve_all(self, outputs: Sequence[Seen], matrices: Sequence[np.ndarray],
-                  starts: Sequence[np.ndarray | None]) -> list[BlurSolution]:
+                  starts: Sequence[np.ndarray | None],
+                  usable: np.ndarray | None = None) -> list[BlurSolution]:
         """Find the motions of images, one after the other."""
-        return list(map(self.solve, outputs, matrices, starts))
+        return [self.solve(*each, usable) for each in zip(outputs, matrices, starts)]
 
-    def solve_rows(self, output: Seen, matrix: np.ndarray, rows: slice,
-                   starts: np.ndarray) -> list[BlurSolution]:
+    def solve_rows(self, output: Seen, matrix: np.ndarray, rows: slice, starts: np.ndarray,
+                   usable: np.ndarray | None = None) -> list[BlurSolution]:
         """Find where the cells of a band agree, uphill from starts."""
-        return solve_band(output[1], matrix, rows, starts)
+        return solve_band(output[1], matrix, rows, starts, usable)
 
 
-def solve_band(log_probability: np.ndarray, matrix: np.ndarray, rows: slice,
-               starts: np.ndarray) -> list[BlurSolution]:
+def solve_band(log_probability: np.ndarray, matrix: np.ndarray, rows: slice, starts: np.ndarray,
+               usable: np.ndarray | None = None) -> list[BlurSolution]:
     """
     Find where the cells of a band of rows agree.
 
@@ -136,11 +147,17 @@ def solve_band(log_probability: np.ndarray, matrix: np.ndarray, rows: slice,
     :param matrix: (h, w, 2, 6)
     :param rows: of the working image, px
     :param starts: motions (K, 6) to go uphill from
+    :param usable: (h, w) bool, cells that tell of the scene; None: all
+    :returns: as `solve_near`; nothing where fewer than FEWEST_CELLS are usable
     """
     centres_px = (np.arange(len(matrix)) + 0.5) * STRIDE_PX
     inside = (centres_px >= rows.start) & (centres_px < rows.stop)
     if not inside.any():
         inside[np.abs(centres_px - 0.5 * (rows.start + rows.stop)).argmin()] = True
-    found = solve_near(log_probability[inside], matrix[inside], starts / TO_MOTION,
-                       float(inside.mean()))
+    usable = np.ones(matrix.shape[:2], bool) if usable is None else usable
+    cells = inside[:, None] & usable
+    if cells.sum() < FEWEST_CELLS:
+        return []
+    found = solve_near(log_probability[cells], matrix[cells], starts / TO_MOTION,
+                       float(cells.sum() / usable.sum()))
     return [solution.scaled(TO_MOTION) for solution in found]

@@ -32,20 +32,32 @@ def chessboard(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([looked_at % columns, looked_at // columns], axis=-1), looked_at
 
 
+def looked_at_cells(rows: int, columns: int,
+                    usable: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `chessboard` that are usable, (rows, columns) bool; None: all."""
+    cells, looked_at = chessboard(rows, columns)
+    if usable is None:
+        return cells, looked_at
+    chosen = usable.ravel()[looked_at]
+    return cells[chosen], looked_at[chosen]
+
+
 def cell_centres(cells: np.ndarray, side_px: float) -> np.ndarray:
     """Centres of cells of a grid, of columns or rows or both, px."""
     return (cells + 0.5) * side_px - 0.5
 
 
-def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills) -> np.ndarray:
+def hill_features(image: np.ndarray, matrix: np.ndarray, hills: Hills,
+                  usable: np.ndarray | None = None) -> np.ndarray:
     """
     Gather what the critic sees of the hills of one image.
 
     :param image: (H, W) float32, 0 to 1
     :param matrix: (h, w, 2, 6), motion field matrix at the cells' centres, px
+    :param usable: (h, w) bool, cells that tell of the scene; None: all
     :returns: (K, CHANNELS, len(LENGTH_RATIOS)) float32
     """
-    cells, looked_at = chessboard(*matrix.shape[:2])
+    cells, looked_at = looked_at_cells(*matrix.shape[:2], usable)
     centres_px = cell_centres(cells, image.shape[0] / len(matrix))
     flows_px = (hills.motions @ matrix.reshape(-1, 6).T).reshape(len(hills.motions), -1, 2)
     flows_px = flows_px[:, looked_at]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from image_as_imu_ros.batches import by_shape, in_batches
+from image_as_imu_ros.batches import by_kind, in_batches
 from image_as_imu_ros.errors import DataFormatError, InputError, WeightsError
 from image_as_imu_ros.evaluation.provenance import file_sha256
 from image_as_imu_ros.evaluation.sources import Recording
@@ -69,7 +69,7 @@ def write_pseudo_labels(recordings: Mapping[Path, Recording], weights: Path, dev
     total = sum(recording.frame_count for recording in recordings.values())
     with tqdm(total=total, unit='image', disable=process.rank > 0) as progress:
         for images in in_batches(_unlabelled(recordings, process, progress), batch):
-            for indices in by_shape([image.rgb for image in images]):
+            for indices in by_kind([image.rgb.shape for image in images]):
                 together = [images[index] for index in indices]
                 flow_px, depth_m = network.predict([image.rgb for image in together])
                 for image, *seen in zip(together, flow_px, depth_m):
