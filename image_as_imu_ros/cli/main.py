@@ -14,6 +14,7 @@ VERBS = {
     'run': 'angular and linear velocity of one image',
     'evaluate': 'score a recording against its gyroscope',
     'calibrate': 'mounting, time offset, bias and scale of a gyroscope beside the camera',
+    'mask': 'find what never moves with the scene, such as parts of the robot',
     'export': 'write the motion for other programs: csv, tum, gcsv or a bag',
     'convert': 'write a recording as a rosbag2',
     'strayscanner': 'prepare a StrayScanner folder as the paper does',
