@@ -124,7 +124,8 @@ def error_over_speed(methods: Sequence[tuple[str, str, Samples]]) -> Figure:
 def consistency(samples: Samples, mode: str) -> Figure:
     """Plot whether covariances are honest: NEES over time, and stated against actual coverage."""
     figure = Figure(figsize=(10, 3.8), layout='constrained')
-    over_time, calibration = figure.subplots(1, 2, width_ratios=(3, 2))
+    over_time, calibration = figure.subplots(
+        1, 2, gridspec_kw={'width_ratios': (3, 2)})  # matplotlib 3.5 knows no width_ratios here
     reference = samples.angular_references_rad_s['interpolated']
     rows = (np.isfinite(reference).all(axis=1) & samples.has_estimate
             & np.isfinite(samples.covariance).all(axis=(1, 2)))
