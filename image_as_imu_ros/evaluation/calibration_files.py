@@ -94,8 +94,9 @@ def calibration_table(calibration: Calibration, health: Health) -> str:
 
 
 def _quaternion(calibration: Calibration) -> list[float]:
-    """x, y, z, w."""
-    return Rotation.from_matrix(calibration.R_gyro_camera).as_quat(canonical=True).tolist()
+    """x, y, z, w, which is not negative."""
+    quaternion = Rotation.from_matrix(calibration.R_gyro_camera).as_quat()
+    return (np.copysign(1.0, quaternion[3]) * quaternion).tolist()
 
 
 def _kalibr(calibration: Calibration, intrinsics: CameraIntrinsics) -> dict[str, Any]:

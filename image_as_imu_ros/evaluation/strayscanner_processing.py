@@ -247,7 +247,7 @@ def _write_plots(output: Path, odometry: Odometry, gyroscope: Gyroscope, numbers
         for name, column in zip('xyz', values.T):
             axes.plot(t_s, column, label=name, linewidth=1)
         axes.set_ylabel(label)
-        axes.legend(loc='upper right', ncols=3)
+        axes.legend(loc='upper right', ncol=3)
     angular.set_xlabel('time [s]')
     write_atomically(output / 'velocities.png', png_of(figure))
 

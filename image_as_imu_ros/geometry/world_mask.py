@@ -12,6 +12,8 @@ from image_as_imu_ros.image_decoding import decode_compressed
 
 MARGIN_PX = 2
 """Of a working image, that is left out around what is hidden: blur smears over its edge."""
+COARSEST_PX = 3
+"""Least shorter side of the images that are reduced to fill it."""
 MIN_SHOWN = 0.1
 """Least share of an image that must show the world."""
 
@@ -66,17 +68,16 @@ class WorldMask:
         """(h, w) bool, the same without what is next to anything else."""
         self._hidden = (~shown).view(np.uint8)
         self._shares = [shown.astype(np.float32)]
-        while self._shares[-1].size > 1:
+        while min(self._shares[-1].shape) >= 2 * COARSEST_PX:
             height, width = self._shares[-1].shape
-            self._shares.append(_reduced(self._shares[-1],
-                                         (max(height // 2, 1), max(width // 2, 1))))
+            self._shares.append(_reduced(self._shares[-1], (height // 2, width // 2)))
 
     def filled(self, image: np.ndarray) -> np.ndarray:
         """
         Have the world go on smoothly over what hides it.
 
         Each hidden pixel takes the mean of what is shown of the finest pixel around it, of a
-        pyramid of reduced images, that shows anything.
+        pyramid of reduced images, that shows anything, or else of the whole image.
 
         :param image: (h, w) or (h, w, C) float32, which is overwritten
         """
@@ -84,8 +85,9 @@ class WorldMask:
         sums = [image * shares[0]]
         for share in shares[1:]:
             sums.append(_reduced(sums[-1], share.shape[:2]))
-        smooth = sums[-1] / shares[-1]
-        for total, share in zip(sums[-2:0:-1], shares[-2:0:-1]):
+        smooth = np.empty_like(sums[-1])
+        smooth[:] = sums[-1].mean(axis=(0, 1)) / shares[-1].mean()
+        for total, share in zip(sums[:0:-1], shares[:0:-1]):
             smooth = _enlarged(smooth, share.shape[:2])
             np.divide(total, share, out=smooth, where=share > 0.0)
         return cv2.copyTo(_enlarged(smooth, image.shape[:2]), self._hidden, image)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from image_as_imu_ros.errors import ConfigError
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.synthesis.exposure import (
     FlatScene,
@@ -286,12 +287,25 @@ def _detailed(scene: FlatScene) -> bool:
     return bool(np.quantile(np.abs(np.diff(light[:, ::2])), 0.85) > 0.05 * light.mean())
 
 
+def _softened(light: np.ndarray, side: int) -> np.ndarray:
+    """
+    Smooth light over so many pixels.
+
+    :raises ConfigError: if OpenCV is too old
+    """
+    if not hasattr(cv2, 'stackBlur'):
+        raise ConfigError(f'OpenCV {cv2.__version__} cannot draw training images, it needs 4.7: '
+                          'pip install "opencv-python-headless>=4.7", in an environment of its '
+                          'own where ROS brings another')
+    return cv2.stackBlur(light, (side, side))
+
+
 def _retouched(rng: np.random.Generator, scene: FlatScene) -> FlatScene:
     """Make parts soft, change the contrast of the light, and set lamps and windows alight."""
     light, height, width = scene.light, *scene.light.shape[:2]
     if rng.random() < 0.35:  # parts that were soft before the camera moved
         side = 1 + 2 * round(1.5 * np.exp(rng.uniform(-0.3, 1.4)))
-        soft = cv2.stackBlur(light, (side, side))
+        soft = _softened(light, side)
         where = cv2.resize(rng.standard_normal((4, 4)).astype(np.float32), (width, height),
                            interpolation=cv2.INTER_CUBIC)
         share = (3 * where + np.float32(rng.normal())).clip(0, 1)

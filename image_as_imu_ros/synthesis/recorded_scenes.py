@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
+from scipy.integrate import trapezoid
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation, RotationSpline
@@ -222,7 +223,7 @@ class RecordedScenes:
         exposure_s = float(times_s[-1] - times_s[0])
         path = self._path(number, first, middle, last)
         velocities = path.velocities(times_s, _STEP_SHARE * exposure_s)
-        mean = np.trapezoid(velocities, times_s, axis=0) / exposure_s
+        mean = trapezoid(velocities, times_s, axis=0) / exposure_s
         start, end = (pose_matrix(path.rotation(at_s).as_rotvec(), path.position_m(at_s))
                       for at_s in times_s[[0, -1]])
         depth_m = _cut_out(view.depth_m, view.camera, camera, cv2.INTER_NEAREST)
