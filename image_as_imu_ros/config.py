@@ -358,7 +358,7 @@ def load(kind: type[Config], path: Path | None = None, overrides: tuple[str, ...
         *sections, name = key.split('.')
         for section in sections:
             target = target.setdefault(section, {})
-        target[name] = yaml.safe_load(text)
+        target[name] = yaml.safe_load(text) if text else ''  # not YAML's null
     return from_dict(kind, values)
 
 

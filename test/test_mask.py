@@ -11,7 +11,7 @@ from test_alignment import CAMERA, SCENE, blurred_view, motion, view
 from test_blur_solver import MATRIX, log_probability
 from test_relative_blur import aligned
 
-from image_as_imu_ros.config import EstimatorConfig, StreamConfig
+from image_as_imu_ros.config import EstimatorConfig, StreamConfig, VisualImuConfig, load
 from image_as_imu_ros.errors import ConfigError, InputError
 from image_as_imu_ros.estimator import VisualGyroscope
 from image_as_imu_ros.evaluation.metrics import oracle_signs, rmse
@@ -106,6 +106,10 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path):
     black = written(tmp_path / 'black.png', np.zeros((240, 320), bool))
     with pytest.raises(ConfigError, match='white on 0.0% only'):
         masked_gyroscope(black)
+
+
+def test_none_may_be_said_on_the_command_line():
+    assert load(VisualImuConfig, None, ('estimator.mask=',)).estimator.mask == ''
 
 
 def test_any_image_file_is_a_mask(tmp_path):
