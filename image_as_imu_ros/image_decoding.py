@@ -119,6 +119,11 @@ def decode_compressed(data: bytes | memoryview) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
+def as_gray(image: np.ndarray) -> np.ndarray:
+    """Gray of an image, (H, W) gray or (H, W, 3) RGB, of the same type."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+
+
 def _decode_yuv422(rows: np.ndarray, width: int, conversion: int) -> np.ndarray:
     """Decode packed 4:2:2 rows; an odd last pixel borrows its neighbours' missing chroma."""
     if width == 1:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.errors import InputError
 from image_as_imu_ros.evaluation.sources.recording import FrameRecord, Stream
+from image_as_imu_ros.image_decoding import as_gray
 from image_as_imu_ros.types import CameraIntrinsics
 
 MAX_FEATURES = 2000
@@ -112,8 +113,7 @@ def _features(detector: cv2.ORB, record: FrameRecord,
     except InputError:
         return None
     image = frame.image if frame.image.dtype == np.uint8 else (frame.image >> 8).astype(np.uint8)
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
-    points, descriptors = detector.detectAndCompute(gray, None)
+    points, descriptors = detector.detectAndCompute(as_gray(image), None)
     if descriptors is None or len(points) < MIN_INLIERS:
         return None
     intrinsics = record.intrinsics

@@ -57,11 +57,7 @@ def track_motion(recording: Recording, gyroscope: VisualGyroscope,
     :param progress: show a bar on stderr where that is a terminal
     :raises DataFormatError: if the recording has several cameras or no image can be used
     """
-    if len(recording.streams) != 1:
-        names = ', '.join(stream.camera for stream in recording.streams)
-        raise DataFormatError(f'{recording.source} has several cameras: {names}; choose one by '
-                              '--camera')
-    (stream,) = recording.streams
+    stream = recording.only_stream
     estimator = StreamEstimator(gyroscope, config)
     estimates, gaps, skipped = [], [], Counter(recording.skipped)
     images = zip(stream.records, stream.read())

@@ -36,8 +36,8 @@ from image_as_imu_ros.evaluation.provenance import (
     ESTIMATING_CODE,
     code_sha256,
     key_of,
-    mask_sha256,
     recording_sha256,
+    sha256_if_any,
     weights_sha256,
 )
 from image_as_imu_ros.evaluation.sources.recording import Recording
@@ -158,7 +158,7 @@ class Predictor:
         return self._note(mode, ESTIMATING_CODE, {
             'mode': mode, 'weights': config.estimator.weights,
             'weights_sha256': weights_sha256(config.estimator.weights),
-            'mask_sha256': mask_sha256(config.estimator.mask),
+            'mask_sha256': sha256_if_any(Path(config.estimator.mask)),
             'config': {'estimator': asdict(config.estimator), 'stream': asdict(config.stream)}})
 
     def _part_note(self, mode: str, share: Share) -> dict[str, Any]:

@@ -55,12 +55,12 @@ def weights_sha256(name_or_path: str) -> str | None:
     """Hash of a weights file; None where there is no such file."""
     path = Path(name_or_path) if name_or_path.endswith('.safetensors') \
         else SHIPPED / f'{name_or_path}.safetensors'
+    return sha256_if_any(path)
+
+
+def sha256_if_any(path: Path) -> str | None:
+    """Hash of a file's content; None where there is no such file."""
     return file_sha256(path) if path.is_file() else None
-
-
-def mask_sha256(path: str) -> str | None:
-    """Hash of the file of a mask; None where there is none."""
-    return file_sha256(Path(path)) if path and Path(path).is_file() else None
 
 
 def file_sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from image_as_imu_ros.errors import DataFormatError
 from image_as_imu_ros.evaluation.sources.recording import Recording
+from image_as_imu_ros.image_decoding import as_gray
 
 LONGER_SIDE_PX = 320
 """Of the images that are compared."""
@@ -35,11 +36,7 @@ def still_parts(recording: Recording, progress: bool = False) -> np.ndarray:
     :returns: (H, W) bool, of the size of its images
     :raises DataFormatError: if it has several cameras or too few images, or moves too little
     """
-    if len(recording.streams) != 1:
-        names = ', '.join(stream.camera for stream in recording.streams)
-        raise DataFormatError(f'{recording.source} has several cameras: {names}; choose one by '
-                              '--camera')
-    (stream,) = recording.streams
+    stream = recording.only_stream
     if len(stream.records) < MIN_IMAGES:
         raise DataFormatError(f'{recording.source} has {len(stream.records)} images; at least '
                               f'{MIN_IMAGES} of a moving camera are needed to find a mask')
@@ -51,9 +48,8 @@ def still_parts(recording: Recording, progress: bool = False) -> np.ndarray:
     before = None
     for stored in tqdm(stream.read(), total=len(stream.records), unit='frame',
                        disable=None if progress else True):
-        image = stored.decode()
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
-        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        gray = cv2.resize(as_gray(stored.decode()), size, interpolation=cv2.INTER_AREA)
+        gray = gray.astype(np.float32)
         now = gray, gray - cv2.GaussianBlur(gray, (0, 0), DETAIL_PX)
         if before is not None:
             change += (now[0] - before[0]) ** 2

@@ -34,6 +34,7 @@ from image_as_imu_ros.evaluation.sources.strayscanner import (
 )
 from image_as_imu_ros.evaluation.sync import nearest
 from image_as_imu_ros.files import write_atomically
+from image_as_imu_ros.image_decoding import as_gray
 from image_as_imu_ros.types import CameraIntrinsics
 
 PICKERS = {'fft': 6.3, 'laplacian': 300.0}
@@ -190,8 +191,7 @@ def _image_path(folder: Path, number: int) -> Path:
 
 def _sharpness(path: Path) -> tuple[float, float]:
     """Measures of an image file in the order of PICKERS."""
-    image = read_image_file(path)
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+    gray = as_gray(read_image_file(path))
     return fft_energy(gray), laplacian_variance(gray)
 
 

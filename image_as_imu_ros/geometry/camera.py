@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.geometry.world_mask import WorldMask, fitted_mask
+from image_as_imu_ros.image_decoding import as_gray
 from image_as_imu_ros.types import CameraIntrinsics
 
 SIZE_MULTIPLE_PX = 8
@@ -84,8 +85,7 @@ class WorkingCamera:
         :param image: (H, W) gray or (H, W, 3) RGB, uint8 or uint16, of the source camera
         :returns: (h, w) float32 gray, 0 to 1, as the camera encodes it
         """
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
-        return self._reduced(gray)
+        return self._reduced(as_gray(image))
 
     def colour_image(self, image: np.ndarray) -> np.ndarray:
         """

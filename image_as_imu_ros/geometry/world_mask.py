@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.errors import ConfigError, InputError
-from image_as_imu_ros.image_decoding import decode_compressed
+from image_as_imu_ros.image_decoding import as_gray, decode_compressed
 
 MARGIN_PX = 2
 """Of a working image, that is left out around what is hidden: blur smears over its edge."""
@@ -27,11 +27,10 @@ def read_mask(path: str) -> np.ndarray:
     :raises ConfigError: if the file cannot be read, or nearly all of it is dark
     """
     try:
-        image = decode_compressed(Path(path).read_bytes())
+        gray = as_gray(decode_compressed(Path(path).read_bytes()))
     except (OSError, InputError) as error:
         raise ConfigError(f'mask: cannot read "{path}": {error}; give the path of a PNG that is '
                           'black where the images show the robot itself, else white') from error
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
     shown = gray > np.iinfo(gray.dtype).max // 2
     if shown.mean() < MIN_SHOWN:
         raise ConfigError(f'mask: "{path}" is white on {shown.mean():.1%} only; at least '

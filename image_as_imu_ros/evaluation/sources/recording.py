@@ -235,6 +235,19 @@ class Recording:
         return self.source.resolve().stem if self.source.is_file() else self.source.resolve().name
 
     @property
+    def only_stream(self) -> Stream:
+        """
+        The frames, where all are of one camera.
+
+        :raises DataFormatError: if there are several cameras
+        """
+        if len(self.streams) != 1:
+            names = ', '.join(stream.camera for stream in self.streams)
+            raise DataFormatError(f'{self.source} has several cameras: {names}; choose one by '
+                                  '--camera')
+        return self.streams[0]
+
+    @property
     def frame_count(self) -> int:
         """Frames of all streams."""
         return sum(len(stream.records) for stream in self.streams)
