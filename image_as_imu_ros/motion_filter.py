@@ -9,15 +9,18 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import expm
 
-from image_as_imu_ros.geometry.relative_blur import told_directions
+from image_as_imu_ros.geometry.gaussians import (
+    inverse,
+    mahalanobis,
+    updated,
+    updated_as_told,
+)
 from image_as_imu_ros.lever_arm import LeverArm
 
 RESOLVED_MARGIN = 2.0
 """Log-likelihood ratio from which on a blur's sign counts as known."""
 MAX_SPEED_STD_RAD_S = 6.0
 """A rate that is less certain than this is not published."""
-GATE = 50.0
-"""Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
 RATE = slice(3, 6)
 """Where the rate is in the state of `MotionFilter`."""
 DERIVATIVES = slice(6, 12)
@@ -51,30 +54,6 @@ def of_each_axis(matrix: np.ndarray) -> np.ndarray:
     return (matrix[:, None, :, None] * np.eye(3)[:, None]).reshape(size, size)
 
 
-def mahalanobis(innovation: np.ndarray, spread: np.ndarray) -> float:
-    """Squared Mahalanobis distance of an innovation (m,) of a covariance (m, m)."""
-    return float(innovation @ np.linalg.solve(spread, innovation))
-
-
-def updated(mean: np.ndarray, covariance: np.ndarray, matrix: np.ndarray, value: np.ndarray,
-            noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """
-    Kalman's update by a measurement, trusted less the further it is outside the gate.
-
-    :param mean, covariance: of the state, (n,), (n, n)
-    :param matrix: (m, n), of which state the measurement is
-    :param value, noise: the measurement, (m,), and its covariance, (m, m)
-    :returns: mean and covariance of the state, and the squared Mahalanobis distance of the
-        measurement from what was expected
-    """
-    innovation, known = value - matrix @ mean, matrix @ covariance
-    solved = np.linalg.solve(known @ matrix.T + noise, np.column_stack([known, innovation]))
-    distance = float(innovation @ solved[:, -1])
-    gain = solved[:, :-1].T / max(1.0, distance / GATE)
-    covariance = covariance - gain @ known
-    return mean + gain @ innovation, 0.5 * (covariance + covariance.T), distance
-
-
 def without_prior(motion: np.ndarray, covariance: np.ndarray,
                   translation_spread: float) -> tuple[np.ndarray, np.ndarray]:
     """
@@ -86,7 +65,7 @@ def without_prior(motion: np.ndarray, covariance: np.ndarray,
     :param translation_spread: variance of the translation that the prior expected
     :returns: the inverse covariance times the motion, and the inverse covariance
     """
-    posterior = np.linalg.inv(covariance)
+    posterior = inverse(covariance)
     information = posterior.copy()
     information[3:6, 3:6] -= np.eye(3) / translation_spread
     return posterior @ motion, information
@@ -234,7 +213,7 @@ class MotionFilter:
     @property
     def expected_motion(self) -> tuple[np.ndarray, np.ndarray]:
         """`moved`, (6,), and its inverse covariance, (6, 6)."""
-        return self.moved, np.linalg.inv(self._moved_covariance)
+        return self.moved, inverse(self._moved_covariance)
 
     @property
     def _moved_covariance(self) -> np.ndarray:
@@ -351,7 +330,8 @@ class MotionFilter:
     def update(self, entries: slice | np.ndarray, value: np.ndarray,
                covariance: np.ndarray) -> None:
         """Take in a measurement of entries of the state, trusted less when outside the gate."""
-        self._take_in(np.eye(len(self.mean))[entries], value, covariance)
+        self.mean, self.covariance, _ = updated(
+            self.mean, self.covariance, np.eye(len(self.mean))[entries], value, covariance)
 
     def update_of_either_sign(self, rate: np.ndarray, covariance: np.ndarray) -> None:
         """
@@ -429,16 +409,10 @@ class MotionFilter:
 
     def _update_told(self, matrix: np.ndarray, vector: np.ndarray, information: np.ndarray,
                      unmodelled: np.ndarray = NOTHING) -> float:
-        """Take in a measurement in the form of its information, in what directions it has any."""
-        power, directions = told_directions(information)
-        return self._take_in(directions @ matrix, directions @ vector / power,
-                             np.diag(1.0 / power) + directions @ unmodelled @ directions.T)
-
-    def _take_in(self, matrix: np.ndarray, value: np.ndarray, noise: np.ndarray) -> float:
-        """Update the state; returns how far off the measurement was, of its mean square."""
-        self.mean, self.covariance, distance = updated(self.mean, self.covariance, matrix, value,
-                                                       noise)
-        return distance / len(value)
+        """Take in a measurement by its information; returns how far off each number of it was."""
+        self.mean, self.covariance, distance = updated_as_told(
+            self.mean, self.covariance, matrix, vector, information, unmodelled)
+        return distance
 
     def remember(self, elapsed_s: float) -> None:
         """Let the size of the motion to expect follow the rates."""

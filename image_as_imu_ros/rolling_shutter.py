@@ -29,14 +29,13 @@ from image_as_imu_ros.geometry.alignment import (
     reduced_mask,
     unlikeness,
 )
+from image_as_imu_ros.geometry.gaussians import mahalanobis, updated
 from image_as_imu_ros.motion_filter import (
     MAX_SPEED_STD_RAD_S,
     RESOLVED_MARGIN,
     BlurGain,
     MotionFilter,
-    mahalanobis,
     of_each_axis,
-    updated,
 )
 from image_as_imu_ros.row_motion import row_offset_s
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate

@@ -24,6 +24,7 @@ from image_as_imu_ros.estimator import (
 )
 from image_as_imu_ros.geometry.alignment import Alignment, ExpectedMotion, PairAligner
 from image_as_imu_ros.geometry.blur_solver import Expectation
+from image_as_imu_ros.geometry.gaussians import inverse
 from image_as_imu_ros.geometry.relative_blur import RelativeBlurSolver
 from image_as_imu_ros.lever_arm import LeverArm
 from image_as_imu_ros.motion_filter import (
@@ -356,7 +357,7 @@ class StreamEstimator:
         change_covariance = EXPECTED_CHANGE * ahead.change_covariance \
             + EXPECTED_CHANGE_RAD_S ** 2 * np.eye(3)
         return Straightener(current.intrinsics, current.frame, before, ahead.derivatives,
-                            np.linalg.inv(change_covariance),
+                            inverse(change_covariance),
                             self._readout.variance if estimates_readout else None)
 
     def _unsigned_motion(self, measurement: BlurMeasurement) -> list[np.ndarray]:

@@ -9,8 +9,8 @@ import pytest
 from image_as_imu_ros.config import StreamConfig
 from image_as_imu_ros.errors import SynchronizationError
 from image_as_imu_ros.evaluation.metrics import mean_nees, rmse, sign_accuracy
+from image_as_imu_ros.geometry.gaussians import GATE
 from image_as_imu_ros.motion_filter import (
-    GATE,
     MOVED,
     RATE,
     BlurGain,

@@ -74,6 +74,7 @@ SAME_HILL = 0.15
 BIN_DISPLACEMENTS_PX = bin_displacements()
 RADII_PX = np.hypot(*BIN_DISPLACEMENTS_PX[1::DIRECTIONS].T)
 DIRECTION_VECTORS = BIN_DISPLACEMENTS_PX[1:1 + DIRECTIONS] / RADII_PX[0]
+DIRECTION_COLUMNS = np.ascontiguousarray(DIRECTION_VECTORS.T)
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 """Entries of a symmetric matrix, (3, 3)."""
 
@@ -264,7 +265,7 @@ class Survey:
         weight = np.hypot(means[0], means[1]) / (means[2] + 1.0) ** 2
         rows = (self._lifted * weight[:, None]).reshape(-1, len(PAIRS))
         values = (means * (means[2] * weight)).ravel()
-        solution = np.linalg.lstsq(rows, values, rcond=None)[0]
+        solution = np.linalg.lstsq(rows.T @ rows, rows.T @ values, rcond=None)[0]
         lifted = np.zeros((3, 3))
         for entry, (i, j) in zip(solution, PAIRS):
             lifted[i, j] = lifted[j, i] = entry
@@ -331,7 +332,7 @@ def solve_blur(log_probability: np.ndarray, matrix: np.ndarray,
     ignorance = np.log(np.mean(np.exp(likelihoods - likelihoods.max()))) + likelihoods.max()
     solutions = []
     for mode, found, likelihood in zip(modes, *_solutions(
-            objective, np.stack([mode.motion for mode in modes]), moments, sparse_matrix, SPARSE)):
+            objective, np.stack([mode.motion for mode in modes]), moments, sparse.cells, SPARSE)):
         gain = max(likelihood - ignorance, 0.0)
         uncertain = mode.length_variance * np.outer(mode.motion, mode.motion)
         solutions.append(replace(found, covariance=found.covariance + uncertain,
@@ -367,25 +368,24 @@ def solve_near(log_probability: np.ndarray, matrix: np.ndarray,
     # as much against the prior as the whole image would have, lest it shorten every blur
     objective = BlurObjective(log_probability, matrix, CELLS_PER_WITNESS * share)
     found, _ = objective.climb(starts, NEAR_ITERATIONS)
-    solutions, _ = _solutions(objective, _distinct(found), CellMoments(log_probability), matrix,
-                              1.0)
+    solutions, _ = _solutions(objective, _distinct(found), CellMoments(log_probability),
+                              objective.cells, 1.0)
     return [replace(solution, log_posterior=solution.log_likelihood * len(matrix)
                     / CELLS_PER_WITNESS) for solution in solutions]
 
 
 def _solutions(objective: BlurObjective, motions: np.ndarray, moments: CellMoments,
-               matrix: np.ndarray, thinning: float) -> tuple[list[BlurSolution], np.ndarray]:
+               cells: Cells, thinning: float) -> tuple[list[BlurSolution], np.ndarray]:
     """
     Describe motions (K, 6).
 
-    :param moments, matrix: of one cell in so many as `thinning` tells
+    :param moments, cells: of one in so many as `thinning` tells
     :returns: solutions without their information and posterior, and their log-likelihoods, (K,)
     """
     values, lengths_px = objective.cell_values(motions)
     inliers = values > objective.cells.log_probability.max(axis=1) - INLIER_NATS
     extents_px = np.median(lengths_px, axis=1)
-    covariances = spread_covariances(moments, matrix, motions, extents_px, objective.focal_px,
-                                     thinning)
+    covariances = spread_covariances(moments, cells, motions, extents_px, thinning)
     means, shares = values.mean(axis=1), inliers.mean(axis=1)
     spreads = translation_spread(motions, objective.focal_px)
     solutions = [
@@ -461,37 +461,22 @@ def _starts(lifted: np.ndarray, focal_px: float) -> np.ndarray:
     return starts
 
 
-def spread_covariances(moments: CellMoments, matrix: np.ndarray, motions: np.ndarray,
-                       extents_px: np.ndarray, focal_px: float, thinning: float) -> np.ndarray:
+def spread_covariances(moments: CellMoments, cells: Cells, motions: np.ndarray,
+                       extents_px: np.ndarray, thinning: float) -> np.ndarray:
     """
     Inverse information: each cell's own spread around a motion, witnesses counted once.
 
-    :param moments: of N cells
-    :param matrix: (N, 2, 6), px
+    :param moments: of `cells`, one in so many as `thinning` tells
     :param motions: (K, 6)
     :param extents_px: (K,), median displacements
     :returns: (K, 6, 6)
     """
-    columns = matrix.transpose(1, 2, 0)
-    flow = motions @ columns
-    # each direction turned to the side of the motion
-    facing = np.sign(flow.astype(np.float32).transpose(1, 2, 0) @ DIRECTION_VECTORS.T)
-    first = (facing * moments.lengths_px) @ DIRECTION_VECTORS
-    u, v = flow
-    uu = moments.second_px2[:, 0] - 2 * first[..., 0] * u + u ** 2 + 0.1
-    vv = moments.second_px2[:, 1] - 2 * first[..., 1] * v + v ** 2 + 0.1
-    uv = moments.second_px2[:, 2] - first[..., 0] * v - first[..., 1] * u + u * v
-    precision = np.stack([vv, -uv, uu]) / (uu * vv - uv * uv)
-    along, mixed, across = precision[:, :, None]
-    information = (along * columns[0] + mixed * columns[1]) @ columns[0].T \
-        + (mixed * columns[0] + across * columns[1]) @ columns[1].T
-    information *= thinning / CELLS_PER_ERROR
-    information[:, range(3, 6), range(3, 6)] += 1.0 / translation_spread(
-        motions, focal_px)[:, None]
-    covariance = np.linalg.inv(information)
+    covariance = cell_kernels.spread_covariances(
+        cells, thinning / CELLS_PER_ERROR, DIRECTION_COLUMNS, moments.lengths_px,
+        moments.second_px2, motions)
     shared_px2 = SHARED_ERROR_PX ** 2 + (SHARED_ERROR * extents_px) ** 2 \
         + (SHORT_ERROR_PX * np.exp(-(extents_px / SHORT_PX) ** 2)) ** 2
     # a roll moves the image by less than a pan
-    lever_px2 = (columns[:, :3] ** 2).sum(axis=0).mean(axis=1)
+    lever_px2 = np.square(cells.columns[:, :3]).mean(axis=-1).sum(axis=0)
     covariance[:, range(3), range(3)] += shared_px2[:, None] / lever_px2
     return covariance

@@ -32,7 +32,9 @@ ARCTANGENT = tuple(math.degrees(factor) for factor in (
 """Factors of the odd powers of a tangent up to 1 in OpenCV's polynomial, degrees."""
 
 NUMBER = np.float32
-ZERO, ONE, QUARTER, HALF, WHOLE = (NUMBER(number) for number in (0, 1, 90, 180, 360))
+ZERO, ONE, TWO, QUARTER, HALF, WHOLE = (NUMBER(number) for number in (0, 1, 2, 90, 180, 360))
+LEAST_SPREAD_PX2 = NUMBER(0.1)
+"""Added to the variances of a cell's displacement."""
 SMALL, TINY_PX = NUMBER(1e-12), NUMBER(1e-6)
 ARC_1, ARC_3, ARC_5, ARC_7 = map(NUMBER, ARCTANGENT)
 LOG_9, LOG_8, LOG_7, LOG_6, LOG_5, LOG_4, LOG_3 = (NUMBER(factor) for factor in (
@@ -330,3 +332,54 @@ def cell_values(cells, motions, values, lengths_px):
         for n in range(len(work.radius)):
             values[k, n] = between(work, n)
             lengths_px[k, n] = work.radius[n]
+
+
+@compiled
+def spread_covariances(cells, weight, directions, lengths_px, second_px2, motions):
+    """
+    Inverse information about motions, by how the displacements of cells spread around each.
+
+    :param weight: of each cell, by its spread
+    :param directions: (2, D) float32, unit vectors
+    :param lengths_px, second_px2: of the cells, as `blur_solver.CellMoments`
+    :param motions: (K, 6)
+    :returns: (K, 6, 6)
+    """
+    columns, work = cells.columns.astype(np.float64), work_for(cells)
+    count, found = columns.shape[2], np.empty((len(motions), 6, 6))
+    precisions, pulls = np.empty((3, count)), np.empty((2, count))
+    for k in range(len(motions)):
+        displace(cells, motions[k], work)
+        for n in range(count):
+            u, v = work.flow[0, n], work.flow[1, n]
+            mean_u, mean_v = _mean_facing(directions[0], directions[1], lengths_px[n], u, v)
+            uu = second_px2[n, 0] - TWO * mean_u * u + u * u + LEAST_SPREAD_PX2
+            vv = second_px2[n, 1] - TWO * mean_v * v + v * v + LEAST_SPREAD_PX2
+            uv = second_px2[n, 2] - mean_u * v - mean_v * u + u * v
+            determinant = uu * vv - uv * uv
+            precisions[0, n] = vv / determinant
+            precisions[1, n] = -uv / determinant
+            precisions[2, n] = uu / determinant
+        for part in range(6):
+            for n in range(count):
+                u, v = columns[0, part, n], columns[1, part, n]
+                pulls[0, n] = precisions[0, n] * u + precisions[1, n] * v
+                pulls[1, n] = precisions[1, n] * u + precisions[2, n] * v
+            for other in range(part + 1):
+                found[k, part, other] = found[k, other, part] = weight * (
+                    dot(pulls[0], columns[0, other]) + dot(pulls[1], columns[1, other]))
+            if part >= 3:
+                found[k, part, part] += 1.0 / expected_square(cells, motions[k])
+        invert(found[k])
+    return found
+
+
+@compiled
+def _mean_facing(cosines, sines, lengths_px, u, v):
+    """Mean displacement of a cell, each direction turned to the side of (u, v)."""
+    mean_u = mean_v = ZERO
+    for d in range(len(cosines)):
+        length = lengths_px[d] if cosines[d] * u + sines[d] * v > ZERO else -lengths_px[d]
+        mean_u += length * cosines[d]
+        mean_v += length * sines[d]
+    return mean_u, mean_v

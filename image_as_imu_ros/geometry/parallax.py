@@ -334,6 +334,8 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
     unknowns, step, rotation = start.copy(), np.empty(size), np.empty((3, 3))
     turn = quaternion_of(start[0], start[1], start[2])
     across, along = np.zeros(size), np.empty(size)
+    # what each unknown moves, and last what is left: of all points across the line, then along it
+    moves = np.empty((size + 1, 2 * count))
     information, vector = np.empty((size, size)), np.empty(size)
     covariance = np.empty((size, size))
     residuals = np.empty((3, count), np.float32)
@@ -344,8 +346,6 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
         if abs(unknowns[3]) + abs(unknowns[4]) + abs(unknowns[5]) < LEAST_WAY:
             unknowns[3] = LEAST_WAY
         tx, ty, tz = unknowns[3], unknowns[4], unknowns[5]
-        information[:] = 0.0
-        vector[:] = 0.0
         cost = inliers = 0.0
         for i in range(count):
             x, y = (at_later[i, 0] - cx) / fx, (at_later[i, 1] - cy) / fy
@@ -379,12 +379,12 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
                 + hidden * hidden
             distance_across = off_across * off_across / variance
             distance = distance_across + off_along * off_along / variance_along
-            residuals[0, i] = abs(off_across) / math.sqrt(doubt_across)
-            residuals[1, i], residuals[2, i] = abs(off_along), way
-            # along the line a depth may hide anything, which would speak for long ways
-            cost += to_nats * math.log1p(distance_across / FREEDOM)
-            inliers += distance_across < INLIER
             if iteration == steps:
+                residuals[0, i] = abs(off_across) / math.sqrt(doubt_across)
+                residuals[1, i], residuals[2, i] = abs(off_along), way
+                # along the line a depth may hide anything, which would speak for long ways
+                cost += to_nats * math.log1p(distance_across / FREEDOM)
+                inliers += distance_across < INLIER
                 continue
             flow_u = (-fx * u * v, fx * (1.0 + u * u), -fx * v)
             flow_v = (-fy * (1.0 + v * v), fy * u * v, fy * u)
@@ -402,31 +402,31 @@ def _stepped(at_later, at_earlier, doubt, nearness, depth_spread, slope_spread, 
                 move_u, move_v = by_rows[i, 0, e], by_rows[i, 1, e]
                 across[UNKNOWNS + e] = along_v * move_u - along_u * move_v
                 along[UNKNOWNS + e] = -along_u * move_u - along_v * move_v
-            for a in range(size):
-                along[a] -= shared * across[a]
             weight = 1.0 / (POINTS_PER_WITNESS * (1.0 + distance / FREEDOM))
-            weight_across, weight_along = weight / variance, weight / variance_along
+            weight_across = math.sqrt(weight / variance)
+            weight_along = math.sqrt(weight / variance_along)
             for a in range(size):
-                vector[a] += weight_across * off_across * across[a] \
-                    + weight_along * off_along * along[a]
-                for b in range(a + 1):
-                    information[a, b] += weight_across * across[a] * across[b] \
-                        + weight_along * along[a] * along[b]
-        for e in range(more):
-            surprise = dot(rows_information[e], unknowns[UNKNOWNS:])
-            cost += 0.5 * unknowns[UNKNOWNS + e] * surprise
-            vector[UNKNOWNS + e] -= surprise
+                moves[a, i] = weight_across * across[a]
+                moves[a, count + i] = weight_along * (along[a] - shared * across[a])
+            moves[size, i] = weight_across * off_across
+            moves[size, count + i] = weight_along * off_along
         if iteration == steps:
+            for e in range(more):
+                cost += 0.5 * unknowns[UNKNOWNS + e] * dot(rows_information[e],
+                                                           unknowns[UNKNOWNS:])
             break
         for a in range(size):
-            for b in range(a):
-                information[b, a] = information[a, b]
+            vector[a] = dot(moves[a], moves[size])
+            for b in range(a + 1):
+                information[a, b] = information[b, a] = dot(moves[a], moves[b])
             if a < 3:
                 information[a, a] += WEAK_PRIOR
             elif a < UNKNOWNS:
                 prior = 1.0 / (WAY_SPREAD if a < 6 else slope_spread) ** 2
                 information[a, a] += prior
                 vector[a] -= prior * unknowns[a]
+            else:
+                vector[a] -= dot(rows_information[a - UNKNOWNS], unknowns[UNKNOWNS:])
         information[UNKNOWNS:, UNKNOWNS:] += rows_information
         invert(information)
         covariance[:] = information

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from image_as_imu_ros.compiled import compiled
 from image_as_imu_ros.geometry.alignment import Alignment, count_of_views, field_of_pixels
+from image_as_imu_ros.geometry.gaussians import told_directions
 from image_as_imu_ros.geometry.photometric import compared, homography_of, seen_along
 from image_as_imu_ros.types import CameraIntrinsics
 
@@ -30,8 +32,6 @@ DETAIL_PX = 6.0
 BORDER_PX = 4
 SATURATED, SATURATED_REACH_PX = 0.97, 2
 """What a saturated pixel may be encoded as, at least, and how far around it light is unknown."""
-LEAST_INFORMATION = 1e-6
-"""Directions that are told less, relative to the best, count as not told."""
 MIN_SHARE = 0.15
 """Least share of the pixels that see only what is in both images."""
 
@@ -143,6 +143,7 @@ class RelativeBlurSolver:
         return self._seen[-1][1]
 
 
+@compiled
 def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Sum what regions tell, no surer than AS_SURE_AS of them are, nor than independent pixels.
@@ -153,13 +154,10 @@ def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
     information, vector = informations.sum(axis=0), vectors.sum(axis=0)
     power, directions = told_directions(information)
     common = (directions @ vector / power) @ directions
-    scatter = (vectors - informations @ common) @ directions.T / np.sqrt(power)
-    variance = max(len(vectors) / AS_SURE_AS * float((scatter ** 2).sum()) / len(power), 1.0)
+    scatter = 0.0
+    for region in range(len(vectors)):
+        off = directions @ (vectors[region] - informations[region] @ common)
+        scatter += (off ** 2 / power).sum()
+    variance = max(len(vectors) / AS_SURE_AS * scatter / len(power), 1.0)
     return vector / variance, information / variance
 
-
-def told_directions(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In what K directions an information (D, D) tells anything, and how much: (K,), (K, D)."""
-    power, directions = np.linalg.eigh(information)
-    told = power > LEAST_INFORMATION * power[-1]
-    return power[told], directions[:, told].T
