@@ -51,21 +51,22 @@ def test_mean_of_views_is_that_of_warped_images():
 
 def test_pixels_see_along_a_motion_what_images_show():
     smooth = cv2.GaussianBlur(np.random.default_rng(0).random((60, 80), np.float32), (0, 0), 3.0)
-    detail = np.stack([smooth, *np.gradient(smooth)[::-1]])
     to_image = plane(-0.7 * MOTION)
     times, images = views(smooth, to_image)
     rows, columns = (each.ravel() for each in np.mgrid[:60:2, :80:2])
     usable = np.zeros(smooth.shape, bool)
     usable[2:-2, 2:-2] = True
     usable[20:24, 30:40] = False
-    seen, inside = seen_along(detail, usable, to_image, CAMERA.matrix, MOTION, 4,
+    detail = np.dstack([smooth, *np.gradient(smooth)[::-1], usable]).astype(np.float32)
+    seen, inside = seen_along(detail, to_image, CAMERA.matrix, MOTION, 4,
                               np.stack([columns, rows]).astype(np.float32))
     ways = np.stack([cv2.perspectiveTransform(
         np.stack([columns, rows], axis=-1)[None].astype(float), to_image @ plane(time * MOTION))[0]
         for time in times])
     across, down = np.clip(ways, 0, [78, 58]).astype(int).transpose(2, 0, 1)
     sure = (np.abs(ways - np.rint(ways)) > 1e-3).all(axis=(0, 2))
-    np.testing.assert_array_equal(inside[sure], usable[down, across].all(axis=0)[sure])
+    around = usable[:-1, :-1] & usable[1:, :-1] & usable[:-1, 1:] & usable[1:, 1:]
+    np.testing.assert_array_equal(inside[sure], around[down, across].all(axis=0)[sure])
     assert inside.sum() > 300
     contrast = smooth.std()
     np.testing.assert_allclose(seen[0], np.mean(images, axis=0)[rows, columns],
@@ -82,8 +83,8 @@ def test_views_along_what_is_not_a_number_stay_within_the_image():
     image = np.full((60, 80), 0.5, np.float32)
     np.testing.assert_array_equal(mean_of_views(image, CAMERA.matrix, np.full(6, np.nan), 2),
                                   image)
-    seen, inside = seen_along(np.stack([image] * 3), image > 1.0, np.eye(3), CAMERA.matrix,
-                              np.full(6, np.nan), 2, np.zeros((2, 1), np.float32))
+    seen, inside = seen_along(np.dstack([image] * 3 + [np.zeros_like(image)]), np.eye(3),
+                              CAMERA.matrix, np.full(6, np.nan), 2, np.zeros((2, 1), np.float32))
     assert seen[0] == 0.5 and not inside
 
 

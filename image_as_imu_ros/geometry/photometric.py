@@ -35,6 +35,8 @@ WEAK_PRIOR = 1e-3
 ZERO, HALF, ONE, NEAR = (np.float32(number) for number in (0.0, 0.5, 1.0, 1e-3))
 """A product of numbers of 32 and 64 bits is slow."""
 BELOW_ONE = np.float32(1.0 - 2.0 ** -23)
+ALL_OF_IT = np.float32(0.999)
+"""Share that may be seen of what lies around a place, but for rounding."""
 NOT_COUNTED = np.float32(-1.0)
 DIGITS = ((31, 20), (20, 10), (10, 0))
 """Last bit of what is before, and of, each digit of a float32 that is taken as an integer."""
@@ -76,15 +78,13 @@ def mean_of_views(image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
 
 
 @compiled
-def seen_along(detail: np.ndarray, usable: np.ndarray, to_image: np.ndarray, camera: np.ndarray,
-               motion: np.ndarray, count: int,
-               pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, motion: np.ndarray,
+               count: int, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Mean of what a camera sees at some of its pixels along a motion, and its gradients.
 
-    :param detail: (3, h, w) float32, an image and its gradient along x and y
-    :param usable: (h, w) bool, which of its pixels may be seen; none of the outer two at
-        each border
+    :param detail: (h, w, 4) float32, an image, its gradient along x and y, and 1 where it may be
+        seen, else 0, as it is along its borders
     :param to_image: homography (3, 3), from what the camera sees in the middle to the image
     :param camera, motion, count: as of `mean_of_views`
     :param pixels: (2, N) float32
@@ -92,15 +92,12 @@ def seen_along(detail: np.ndarray, usable: np.ndarray, to_image: np.ndarray, cam
         their time, -0.5 to 0.5, which longer ways change, (5, N) float32; and whether a pixel
         sees nothing but what may be seen, (N,) bool
     """
-    height, width = detail.shape[1:]
-    image, along_x, along_y = detail[0].ravel(), detail[1].ravel(), detail[2].ravel()
-    fit = usable.ravel()
     number = pixels.shape[1]
     seen, inside = np.zeros((5, number), np.float32), np.ones(number, np.bool_)
-    corners = np.empty(number, np.uint32)
-    across, down = np.empty(number, np.float32), np.empty(number, np.float32)
+    corners, found = np.empty(number, np.uint32), np.empty((4, number), np.float32)
     u, v, over_z = (np.empty(number, np.float32), np.empty(number, np.float32),
                     np.empty(number, np.float32))
+    across, down = np.empty(number, np.float32), np.empty(number, np.float32)
     h, weight = np.empty((3, 3), np.float32), np.float32(1.0 / count)
     for k in range(count):
         time = (k + 0.5) / count - 0.5
@@ -114,15 +111,15 @@ def seen_along(detail: np.ndarray, usable: np.ndarray, to_image: np.ndarray, cam
             over_z[i] = ONE / max(h[2, 0] * x + h[2, 1] * y + h[2, 2], NEAR)
             u[i] = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * over_z[i]
             v[i] = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * over_z[i]
-            corners[i], across[i], down[i] = _place(u[i], v[i], width, height)
+            across[i], down[i] = u[i], v[i]
+        interpolate(detail, across, down, corners, found)
         for i in range(number):
-            inside[i] &= fit[corners[i]]
+            inside[i] &= found[3, i] > ALL_OF_IT
         for i in range(number):
-            seen[0, i] += weight * _between(image, corners[i], width, across[i], down[i])
+            seen[0, i] += weight * found[0, i]
         timed = np.float32(time)
         for i in range(number):
-            gx = _between(along_x, corners[i], width, across[i], down[i])
-            gy = _between(along_y, corners[i], width, across[i], down[i])
+            gx, gy = found[1, i], found[2, i]
             scale = weight * over_z[i]
             slope_x = scale * (gx * (h[0, 0] - u[i] * h[2, 0]) + gy * (h[1, 0] - v[i] * h[2, 0]))
             slope_y = scale * (gx * (h[0, 1] - u[i] * h[2, 1]) + gy * (h[1, 1] - v[i] * h[2, 1]))
@@ -449,6 +446,32 @@ def sums(jacobian: np.ndarray, weight: np.ndarray, residual: np.ndarray, first: 
         for b in range(a + 1):
             information[a, b] = information[b, a] = dot(weighted, jacobian[b][first:last])
     return information, vector
+
+
+@compiled
+def interpolate(channels: np.ndarray, x: np.ndarray, y: np.ndarray, corners: np.ndarray,
+                found: np.ndarray) -> None:
+    """
+    Look up four channels between pixels, bilinearly; an image goes on beyond its border.
+
+    :param channels: (h, w, 4) float32
+    :param x, y: (N,) float32, where, px; overwritten
+    :param corners: (N,) uint32, overwritten
+    :param found: (4, N) float32, the result
+    """
+    height, width, _ = channels.shape
+    for i in range(len(x)):
+        corners[i], x[i], y[i] = _place(x[i], y[i], width, height)
+    pixels, below = channels.reshape(-1), np.uint32(4 * width)
+    for i in range(len(x)):
+        top = np.uint32(4) * corners[i]
+        bottom = top + below
+        both = x[i] * y[i]
+        right, down = x[i] - both, y[i] - both
+        here = ONE - x[i] - down
+        for channel in range(4):
+            found[channel, i] = here * pixels[top + channel] + right * pixels[top + 4 + channel] \
+                + down * pixels[bottom + channel] + both * pixels[bottom + 4 + channel]
 
 
 @compiled

@@ -73,7 +73,7 @@ class RelativeBlurSolver:
         self._pixels = np.ascontiguousarray(places[::-1], np.float32)
         self._field = np.ascontiguousarray(
             field_of_pixels(intrinsics)[..., np.ravel_multi_index(tuple(places), size)])
-        self._seen: list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]] = []
+        self._seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def compare(self, earlier: np.ndarray, later: np.ndarray, alignment: Alignment,
                 earlier_motion: np.ndarray, later_motion: np.ndarray) -> RelativeBlur | None:
@@ -90,7 +90,7 @@ class RelativeBlurSolver:
         camera = self._intrinsics.matrix
         in_later_axes = np.concatenate([turn.T @ earlier_motion[:3], turn.T @ earlier_motion[3:]])
         views, inside = zip(*(
-            seen_along(*self._detail(image), to_image, camera, motion,
+            seen_along(self._detail(image), to_image, camera, motion,
                        count_of_views(self._intrinsics, motion, STEP_PX, LEAST_VIEWS),
                        self._pixels)
             for image, to_image, motion in (
@@ -114,12 +114,8 @@ class RelativeBlurSolver:
             return alignment.plane
         return homography_of(self._intrinsics.matrix, alignment.motion)
 
-    def _detail(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """
-        What is not smooth in the light of an image.
-
-        :returns: that and its gradient, (3, h, w) float32; and where light is known, (h, w) bool
-        """
+    def _detail(self, image: np.ndarray) -> np.ndarray:
+        """What is not smooth in the light of an image, as of `seen_along`."""
         for seen, detail in self._seen:
             if seen is image:
                 return detail
@@ -128,19 +124,17 @@ class RelativeBlurSolver:
         # a coarser image tells what is smooth as well
         coarse = cv2.resize(light, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         smooth = cv2.GaussianBlur(coarse, (0, 0), DETAIL_PX / 2)
-        detail = np.empty((3, height, width), np.float32)
-        cv2.subtract(light, cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR),
-                     dst=detail[0])
-        for gradient, along in zip(detail[1:], ((1, 0), (0, 1))):
-            cv2.Sobel(detail[0], cv2.CV_32F, *along, dst=gradient, ksize=3, scale=1 / 8)
+        rough = light - cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
         around = np.ones((2 * SATURATED_REACH_PX + 1,) * 2, np.uint8)
         within = np.s_[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
-        known = np.zeros(image.shape, np.bool_)
+        known = np.zeros(image.shape, np.float32)
         known[within] = cv2.dilate((image >= SATURATED).view(np.uint8), around)[within] == 0
         if self._usable is not None:
-            known &= self._usable
-        self._seen = [*self._seen[-1:], (image, (detail, known))]
-        return self._seen[-1][1]
+            known *= self._usable
+        detail = cv2.merge([rough, *(cv2.Sobel(rough, cv2.CV_32F, *along, ksize=3, scale=1 / 8)
+                                     for along in ((1, 0), (0, 1))), known])
+        self._seen = [*self._seen[-1:], (image, detail)]
+        return detail
 
 
 @compiled

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from image_as_imu_ros.compiled import compiled
+from image_as_imu_ros.geometry.photometric import interpolate
 
 STEERED = 10
 """Channels of what is correlated."""
@@ -171,8 +172,8 @@ def _correlations(derivatives: np.ndarray, centres_px: np.ndarray, flow_px: np.n
         _see(length, longest, ratio, seen)
         _ends(x, u, HALF * ratio, seen, ahead_x, behind_x)
         _ends(y, v, HALF * ratio, seen, ahead_y, behind_y)
-        _sample(derivatives, ahead_x, ahead_y, corner, ahead)
-        _sample(derivatives, behind_x, behind_y, corner, behind)
+        interpolate(derivatives, ahead_x, ahead_y, corner, ahead)
+        interpolate(derivatives, behind_x, behind_y, corner, behind)
         count = ONE
         for i in range(points):
             count += seen[i]
@@ -202,42 +203,6 @@ def _ends(centre, flow, ratio, seen, ahead, behind):
         reach = ratio * flow[i] if seen[i] > ZERO else ZERO
         ahead[i] = centre[i] + reach
         behind[i] = centre[i] - reach
-
-
-@compiled
-def _sample(derivatives, x, y, corner, found):
-    """
-    Interpolate between pixels, bilinearly.
-
-    :param derivatives: (H, W, 4)
-    :param x, y: (N,), where; overwritten
-    :param corner: (N,) uint32, overwritten
-    :param found: (4, N), result
-    """
-    height, width, _ = derivatives.shape
-    _split(x, y, np.float32(width), np.float32(width - 2), np.float32(height - 2), corner)
-    pixels, below = derivatives.reshape(-1), np.uint32(4 * width)
-    for i in range(len(x)):
-        top = corner[i]
-        bottom = top + below
-        both = x[i] * y[i]
-        right, down = x[i] - both, y[i] - both
-        here = ONE - x[i] - down
-        for channel in range(4):
-            found[channel, i] = here * pixels[top + channel] + right * pixels[top + 4 + channel] \
-                + down * pixels[bottom + channel] + both * pixels[bottom + 4 + channel]
-
-
-@compiled
-def _split(x, y, width, last_column, last_row, corner):
-    """Split places into the pixels to their upper left, as numbers of the array, and the rest."""
-    for i in range(len(x)):
-        along, down = x[i], y[i]
-        column = min(max(np.floor(along), ZERO), last_column)
-        row = min(max(np.floor(down), ZERO), last_row)
-        x[i] = along - column
-        y[i] = down - row
-        corner[i] = np.int32(row * width + column) * 4
 
 
 @compiled
