@@ -16,6 +16,7 @@ def test_the_command_finds_what_never_changes(tmp_path, blurred_sequence, capsys
         dataclasses.replace(frame, image=with_hood(frame.image))
         for frame in blurred_sequence.frames])
     write_sequence_folder(folder, hooded, lambda _: np.zeros(3))
+    (folder / 'frames' / '0003.jpg').write_bytes(b'no image')
     assert main(['mask', str(folder), str(mask)]) == 0
     assert f'of 320x240 px: {mask}' in capsys.readouterr().out
     found, hidden = ~read_mask(str(mask)), ~SHOWN

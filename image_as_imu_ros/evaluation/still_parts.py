@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from image_as_imu_ros.errors import DataFormatError
+from image_as_imu_ros.errors import DataFormatError, InputError
 from image_as_imu_ros.evaluation.sources.recording import Recording
 from image_as_imu_ros.image_decoding import as_gray
 
@@ -29,7 +29,7 @@ MIN_IMAGES = 20
 
 def still_parts(recording: Recording, progress: bool = False) -> np.ndarray:
     """
-    Find what never changes in the images of a moving camera.
+    Find what never changes in the images of a moving camera; unreadable ones are left out.
 
     :param recording: of one camera
     :param progress: show a bar on stderr where that is a terminal
@@ -37,18 +37,20 @@ def still_parts(recording: Recording, progress: bool = False) -> np.ndarray:
     :raises DataFormatError: if it has several cameras or too few images, or moves too little
     """
     stream = recording.only_stream
-    if len(stream.records) < MIN_IMAGES:
-        raise DataFormatError(f'{recording.source} has {len(stream.records)} images; at least '
-                              f'{MIN_IMAGES} of a moving camera are needed to find a mask')
     intrinsics = stream.records[0].intrinsics
     full = intrinsics.width_px, intrinsics.height_px
     scale = min(1.0, LONGER_SIDE_PX / max(full))
     size = tuple(max(round(side * scale), 1) for side in full)
     change, detail_change, power = np.zeros((3, *size[::-1]), np.float32)
-    before = None
+    before, images = None, 0
     for stored in tqdm(stream.read(), total=len(stream.records), unit='frame',
                        disable=None if progress else True):
-        gray = cv2.resize(as_gray(stored.decode()), size, interpolation=cv2.INTER_AREA)
+        try:
+            image = stored.decode()
+        except InputError:
+            continue
+        images += 1
+        gray = cv2.resize(as_gray(image), size, interpolation=cv2.INTER_AREA)
         gray = gray.astype(np.float32)
         now = gray, gray - cv2.GaussianBlur(gray, (0, 0), DETAIL_PX)
         if before is not None:
@@ -56,6 +58,9 @@ def still_parts(recording: Recording, progress: bool = False) -> np.ndarray:
             detail_change += (now[1] - before[1]) ** 2
             power += now[1] ** 2 + before[1] ** 2
         before = now
+    if images < MIN_IMAGES:
+        raise DataFormatError(f'{recording.source} has {images} images that can be read; at least '
+                              f'{MIN_IMAGES} of a moving camera are needed to find a mask')
     smooth = cv2.GaussianBlur(change, (0, 0), SMOOTHING_PX)
     still = (smooth < STILL * np.quantile(smooth, CHANGING)).astype(np.uint8)
     for kind, diameter in ((cv2.MORPH_CLOSE, HOLE_PX), (cv2.MORPH_OPEN, SPECK_PX)):
