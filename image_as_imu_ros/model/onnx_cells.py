@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,6 +49,7 @@ class OnnxCells:
     def __init__(self, file: WeightsFile, threads: NetworkThreads) -> None:
         onnxruntime = imported_onnxruntime('onnxruntime')
         self._threads = threads
+        self._helper = ThreadPoolExecutor(1, 'front_end')
         try:
             self._open(onnxruntime, kept_models(file))
         except Exception:  # not there yet or damaged, for which onnxruntime raises many kinds
@@ -64,9 +66,14 @@ class OnnxCells:
 
     def log_probabilities(self, images: np.ndarray) -> np.ndarray:
         """Distributions of the cells' displacements, as of `CellModel`."""
-        seen = dict(zip(INPUTS, (directional_structure(images), derivative_correlation(images),
-                                 images[:, None])))
-        network = self._networks[self._threads.count]
+        threads = self._threads.count
+        if threads > 1:
+            pending = self._helper.submit(directional_structure, images)
+            correlation, structure = derivative_correlation(images), pending.result()
+        else:
+            correlation, structure = derivative_correlation(images), directional_structure(images)
+        seen = dict(zip(INPUTS, (structure, correlation, images[:, None])))
+        network = self._networks[threads]
         return network.run(None, {name: seen[name] for name in self._inputs})[0]
 
     def judge(self, features: np.ndarray) -> np.ndarray:
