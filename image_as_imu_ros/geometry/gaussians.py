@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from image_as_imu_ros.compiled import compiled
-from image_as_imu_ros.geometry.small_matrices import invert
+from image_as_imu_ros.geometry.small_matrices import dot, invert
 
 GATE = 50.0
 """Squared Mahalanobis distance (7 sigma) beyond which a measurement is distrusted."""
@@ -71,7 +71,12 @@ def told_directions(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled
 def _mahalanobis(innovation, spread):
-    return innovation @ np.linalg.solve(spread, innovation)
+    precision = spread.copy()
+    invert(precision)
+    distance = 0.0
+    for row in range(len(innovation)):
+        distance += innovation[row] * dot(precision[row], innovation)
+    return distance
 
 
 @compiled

@@ -145,13 +145,17 @@ def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
     :param informations, vectors: (R, D, D), (R, D), as of `compared`
     :returns: vector (D,) and information (D, D)
     """
-    information, vector = informations.sum(axis=0), vectors.sum(axis=0)
+    information, vector = informations[0].copy(), vectors[0].copy()
+    for region in range(1, len(vectors)):
+        information += informations[region]
+        vector += vectors[region]
     power, directions = told_directions(information)
     common = (directions @ vector / power) @ directions
     scatter = 0.0
     for region in range(len(vectors)):
         off = directions @ (vectors[region] - informations[region] @ common)
-        scatter += (off ** 2 / power).sum()
+        for k in range(len(power)):
+            scatter += off[k] * off[k] / power[k]
     variance = max(len(vectors) / AS_SURE_AS * scatter / len(power), 1.0)
     return vector / variance, information / variance
 
