@@ -22,6 +22,7 @@ import numpy as np
 from image_as_imu_ros.geometry.motion_field import motion_field_matrix, pixel_grid
 from image_as_imu_ros.geometry.parallax import NOTHING_EXPECTED, Matches, refined_by_points
 from image_as_imu_ros.geometry.photometric import (
+    ALL_OF_THEM,
     jacobian_at,
     mean_of_views,
     refined,
@@ -45,8 +46,6 @@ WITNESSES, LEAST_DIFFERENCE = 30.0, 0.01
 """Pixels of aligned images that count as independent, and their unexplained share at best."""
 MOST_SURPRISE = 50.0
 """Squared distance from what is expected that counts at most, as jolts do happen."""
-ALL_OF_THEM = 0.999
-"""Share of the pixels that a reduced one is made of, but for rounding."""
 ON_PLANE_PX = 2.0
 """Distance up to which a match counts as on the plane that most of them lie on."""
 

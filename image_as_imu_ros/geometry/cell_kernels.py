@@ -25,6 +25,8 @@ from image_as_imu_ros.geometry.small_matrices import dot, invert
 TRANSLATION_PRIOR = 0.15
 """Spread of v T / Z before the image is seen, relative to |w T|: hands turn about the wrist."""
 TRANSLATION_PRIOR_FLOOR_PX = 0.5
+LEAST_SPREAD_PX2 = 0.1
+"""Added to the variances of a cell's displacement."""
 LENGTH_PRIOR = 2.0
 """Before the image is seen, a blur twice as long is rarer by two to this power."""
 ARCTANGENT = tuple(math.degrees(factor) for factor in (
@@ -33,8 +35,6 @@ ARCTANGENT = tuple(math.degrees(factor) for factor in (
 
 NUMBER = np.float32
 ZERO, ONE, TWO, QUARTER, HALF, WHOLE = (NUMBER(number) for number in (0, 1, 2, 90, 180, 360))
-LEAST_SPREAD_PX2 = NUMBER(0.1)
-"""Added to the variances of a cell's displacement."""
 SMALL, TINY_PX = NUMBER(1e-12), NUMBER(1e-6)
 ARC_1, ARC_3, ARC_5, ARC_7 = map(NUMBER, ARCTANGENT)
 LOG_9, LOG_8, LOG_7, LOG_6, LOG_5, LOG_4, LOG_3 = (NUMBER(factor) for factor in (
@@ -348,13 +348,14 @@ def spread_covariances(cells, weight, directions, lengths_px, second_px2, motion
     columns, work = cells.columns.astype(np.float64), work_for(cells)
     count, found = columns.shape[2], np.empty((len(motions), 6, 6))
     precisions, pulls = np.empty((3, count)), np.empty((2, count))
+    least = np.float32(LEAST_SPREAD_PX2)
     for k in range(len(motions)):
         displace(cells, motions[k], work)
         for n in range(count):
             u, v = work.flow[0, n], work.flow[1, n]
             mean_u, mean_v = _mean_facing(directions[0], directions[1], lengths_px[n], u, v)
-            uu = second_px2[n, 0] - TWO * mean_u * u + u * u + LEAST_SPREAD_PX2
-            vv = second_px2[n, 1] - TWO * mean_v * v + v * v + LEAST_SPREAD_PX2
+            uu = second_px2[n, 0] - TWO * mean_u * u + u * u + least
+            vv = second_px2[n, 1] - TWO * mean_v * v + v * v + least
             uv = second_px2[n, 2] - mean_u * v - mean_v * u + u * v
             determinant = uu * vv - uv * uv
             precisions[0, n] = vv / determinant

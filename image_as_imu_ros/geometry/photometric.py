@@ -35,8 +35,8 @@ WEAK_PRIOR = 1e-3
 ZERO, HALF, ONE, NEAR = (np.float32(number) for number in (0.0, 0.5, 1.0, 1e-3))
 """A product of numbers of 32 and 64 bits is slow."""
 BELOW_ONE = np.float32(1.0 - 2.0 ** -23)
-ALL_OF_IT = np.float32(0.999)
-"""Share that may be seen of what lies around a place, but for rounding."""
+ALL_OF_THEM = np.float32(0.999)
+"""Share of the pixels that one between or over them is made of, but for rounding."""
 NOT_COUNTED = np.float32(-1.0)
 DIGITS = ((31, 20), (20, 10), (10, 0))
 """Last bit of what is before, and of, each digit of a float32 that is taken as an integer."""
@@ -114,7 +114,7 @@ def seen_along(detail: np.ndarray, to_image: np.ndarray, camera: np.ndarray, mot
             across[i], down[i] = u[i], v[i]
         interpolate(detail, across, down, corners, found)
         for i in range(number):
-            inside[i] &= found[3, i] > ALL_OF_IT
+            inside[i] &= found[3, i] > ALL_OF_THEM
         for i in range(number):
             seen[0, i] += weight * found[0, i]
         timed = np.float32(time)

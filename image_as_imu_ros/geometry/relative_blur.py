@@ -158,4 +158,3 @@ def joined(informations: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, n
             scatter += off[k] * off[k] / power[k]
     variance = max(len(vectors) / AS_SURE_AS * scatter / len(power), 1.0)
     return vector / variance, information / variance
-

@@ -44,7 +44,7 @@ from image_as_imu_ros.geometry.blur_solver import (
     scan_motions,
     translation_spread,
 )
-from image_as_imu_ros.geometry.cell_kernels import CORNERS
+from image_as_imu_ros.geometry.cell_kernels import CORNERS, LEAST_SPREAD_PX2
 from image_as_imu_ros.geometry.device_objective import DeviceObjective, inverted, with_prior
 from image_as_imu_ros.geometry.displacement_bins import DIRECTIONS, RINGS
 from image_as_imu_ros.model.device_features import (
@@ -212,8 +212,8 @@ class DeviceSolver(nn.Module):
         first = (self.directions.mT @ (facing * lengths_px[..., None])).double()
         (u, v), (mean_u, mean_v) = flow.unbind(2), first.unbind(2)
         second_uu, second_vv, second_uv = second_px2.double()[:, :, None].unbind(3)
-        uu = second_uu - 2 * mean_u * u + u ** 2 + 0.1
-        vv = second_vv - 2 * mean_v * v + v ** 2 + 0.1
+        uu = second_uu - 2 * mean_u * u + u ** 2 + LEAST_SPREAD_PX2
+        vv = second_vv - 2 * mean_v * v + v ** 2 + LEAST_SPREAD_PX2
         uv = second_uv - mean_u * v - mean_v * u + u * v
         precision = torch.stack([vv, -uv, -uv, uu], dim=2) / (uu * vv - uv * uv)[:, :, None]
         weighted = torch.einsum('bnrck,bnci->bknri', precision.unflatten(2, (2, 2)), matrix)
