@@ -21,7 +21,7 @@ from image_as_imu_ros.geometry.motion_field import motion_field_matrix
 from image_as_imu_ros.geometry.world_mask import MIN_SHOWN, read_mask
 from image_as_imu_ros.model.opening import open_architecture
 from image_as_imu_ros.model.weights_files import find_weights
-from image_as_imu_ros.processes import NetworkThreads
+from image_as_imu_ros.threads import NetworkThreads
 from image_as_imu_ros.types import CameraIntrinsics, EstimateStatus, Frame, MotionEstimate
 
 MIN_CONTRAST = 0.004

@@ -98,34 +98,6 @@ def cores_of_process() -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-class NetworkThreads:
-    """
-    How many threads of the CPU a network uses.
-
-    :param setting: `estimator.threads`; 0 is half of the cores, and one more while no other image
-        is at work, as then that one's core is idle
-    """
-
-    def __init__(self, setting: int) -> None:
-        self.least = setting or max(1, cores_of_process() // 2)
-        self.most = setting or min(self.least + 1, cores_of_process())
-        self._at_work: list[None] = []
-
-    @property
-    def count(self) -> int:
-        """The number at present."""
-        return self.least if self._at_work else self.most
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Be at work on an image while the network, in another thread, sees the next one."""
-        self._at_work.append(None)
-        try:
-            yield
-        finally:
-            self._at_work.pop()
-
-
 def _keep_to_own_gpu() -> None:
     """Choose a GPU while none is in use, for all libraries alike."""
     import torch

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import cv2
@@ -27,8 +28,7 @@ from image_as_imu_ros.model.network import CellDistributions
 from image_as_imu_ros.model.onnx_cells import MAX_KEPT, OnnxCells, kept_models
 from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.model.weights_files import find_weights
-from image_as_imu_ros.processes import NetworkThreads
-from image_as_imu_ros.quiet_threads import SETTINGS
+from image_as_imu_ros.threads import LIBC, SETTINGS, HelpingThreads, NetworkThreads
 from image_as_imu_ros.types import Frame
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -115,6 +115,54 @@ def test_distributions_are_those_of_fewer_threads_beside_another_image(monkeypat
         assert threads.count == 1
         np.testing.assert_allclose(cells.log_probabilities(gray), alone, atol=1e-4)
     assert NetworkThreads(1).count == 1
+
+
+@pytest.fixture
+def helper():
+    """A thread that waits, and what moves it."""
+    done, helpers = threading.Event(), HelpingThreads()
+    thread = threading.Thread(target=done.wait)
+    with helpers.begun():
+        thread.start()
+    yield thread, done, helpers
+    done.set()
+    thread.join()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs two cores')
+def test_helping_threads_stay_off_the_core_of_the_one_they_help(helper):
+    thread, done, helpers = helper
+    cores = os.sched_getaffinity(0)
+    with helpers.apart():
+        own = os.sched_getaffinity(0)
+        assert len(own) == 1
+        assert os.sched_getaffinity(thread.native_id) == cores - own
+    assert os.sched_getaffinity(0) == cores
+    done.set()
+    thread.join()
+    with helpers.apart():  # though it has ended
+        assert len(os.sched_getaffinity(0)) == 1
+
+
+def test_helping_threads_of_a_single_core_stay(monkeypatch, helper):
+    _, _, helpers = helper
+    moved = []
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {LIBC.sched_getcpu()})
+    monkeypatch.setattr(os, 'sched_setaffinity', lambda *moves: moved.append(moves))
+    with helpers.apart():
+        pass
+    assert not moved
+
+
+def test_network_of_two_threads_has_its_helpers_apart(monkeypatch):
+    pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
+    cells, moved = OnnxCells(find_weights('compact'), NetworkThreads(0)), set()
+    monkeypatch.setattr(os, 'sched_setaffinity', lambda thread, _: moved.add(thread))
+    cells.log_probabilities(blurred_noise(1, 224, 320))
+    assert len(moved - {0}) == 2  # front end, network
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    assert any(names.get(thread, '').startswith('front_end') for thread in moved)
 
 
 @pytest.mark.parametrize('name', ON_CPU)

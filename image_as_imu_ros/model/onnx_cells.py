@@ -23,7 +23,7 @@ from image_as_imu_ros.model.compiled_front_ends import (
     directional_structure,
 )
 from image_as_imu_ros.model.weights_files import WeightsFile
-from image_as_imu_ros.processes import NetworkThreads
+from image_as_imu_ros.threads import HelpingThreads, NetworkThreads
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,10 @@ class OnnxCells:
     def __init__(self, file: WeightsFile, threads: NetworkThreads) -> None:
         onnxruntime = imported_onnxruntime('onnxruntime')
         self._threads = threads
-        self._helper = ThreadPoolExecutor(1, 'front_end')
+        self._helpers = HelpingThreads()
+        self._front_end = ThreadPoolExecutor(1, 'front_end')
+        with self._helpers.begun():
+            self._front_end.submit(int).result()
         try:
             self._open(onnxruntime, kept_models(file))
         except Exception:  # not there yet or damaged, for which onnxruntime raises many kinds
@@ -60,21 +63,26 @@ class OnnxCells:
 
     def _open(self, onnxruntime: Any, folder: Path) -> None:
         self._critic = open_session(onnxruntime, folder / CRITIC, 1)
-        self._networks = {count: open_session(onnxruntime, folder / NETWORK, count)
-                          for count in {self._threads.least, self._threads.most}}
+        with self._helpers.begun():
+            self._networks = {count: open_session(onnxruntime, folder / NETWORK, count)
+                              for count in {self._threads.least, self._threads.most}}
         self._inputs = [each.name for each in self._networks[self._threads.least].get_inputs()]
 
     def log_probabilities(self, images: np.ndarray) -> np.ndarray:
         """Distributions of the cells' displacements, as of `CellModel`."""
         threads = self._threads.count
-        if threads > 1:
-            pending = self._helper.submit(directional_structure, images)
-            correlation, structure = derivative_correlation(images), pending.result()
-        else:
-            correlation, structure = derivative_correlation(images), directional_structure(images)
+        if threads == 1:
+            return self._run(threads, images, directional_structure(images),
+                             derivative_correlation(images))
+        with self._helpers.apart():
+            structure = self._front_end.submit(directional_structure, images)
+            correlation = derivative_correlation(images)
+            return self._run(threads, images, structure.result(), correlation)
+
+    def _run(self, threads: int, images: np.ndarray, structure: np.ndarray,
+             correlation: np.ndarray) -> np.ndarray:
         seen = dict(zip(INPUTS, (structure, correlation, images[:, None])))
-        network = self._networks[threads]
-        return network.run(None, {name: seen[name] for name in self._inputs})[0]
+        return self._networks[threads].run(None, {name: seen[name] for name in self._inputs})[0]
 
     def judge(self, features: np.ndarray) -> np.ndarray:
         """What the critic makes of hills, as of `CellModel`."""

@@ -7,7 +7,7 @@ import importlib.util
 from image_as_imu_ros.model.distributions import Architecture, Distributions
 from image_as_imu_ros.model.onnx_cells import OnnxCells
 from image_as_imu_ros.model.weights_files import COMPACT, TIMM, WeightsFile
-from image_as_imu_ros.processes import NetworkThreads
+from image_as_imu_ros.threads import NetworkThreads
 
 
 def open_architecture(file: WeightsFile, device: str, runtime: str,

@@ -1,5 +1,5 @@
 """The ROS 2 node; nothing outside this package imports rclpy."""
 
-from image_as_imu_ros.quiet_threads import keep_threads_quiet
+from image_as_imu_ros.threads import keep_threads_quiet
 
 keep_threads_quiet()

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from image_as_imu_ros.config import VisualImuConfig, ros_parameters
 from image_as_imu_ros.errors import ConfigError, ImageAsImuError
 from image_as_imu_ros.evaluation.benchmark import commit, load_average, machine
-from image_as_imu_ros.processes import NetworkThreads
 from image_as_imu_ros.ros.diagnostics import PERCENTILES, Monitor
 from image_as_imu_ros.ros.node import VisualImu, autostart, fit_for_images
 from image_as_imu_ros.ros.player import LARGE_IMAGES_PROFILE
 from image_as_imu_ros.ros.replay import PACKAGE_PARENT
+from image_as_imu_ros.threads import NetworkThreads
 
 WARM_UP = 60
 START_LIMIT_S = 60.0
