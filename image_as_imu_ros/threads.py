@@ -84,13 +84,18 @@ class HelpingThreads:
             yield
             return
         for helper in self._ids:
-            with suppress(ProcessLookupError):  # one that has ended
-                os.sched_setaffinity(helper, cores - own)
-        os.sched_setaffinity(0, own)
+            _keep_to(cores - own, helper)
+        _keep_to(own)
         try:
             yield
         finally:
-            os.sched_setaffinity(0, cores)
+            _keep_to(cores)
+
+
+def _keep_to(cores: set[int], thread: int = 0) -> None:
+    """Run a thread, this one unless told otherwise, on some cores, if it may and still lives."""
+    with suppress(OSError):
+        os.sched_setaffinity(thread, cores)
 
 
 def _threads_of_process() -> set[int]:

@@ -123,15 +123,17 @@ def test_a_rate_out_of_range_is_refused_by_name(rate, capsys):
     assert 'rate' in capsys.readouterr().err
 
 
-def test_latency_over_dds_tells_times_counts_and_load(tmp_path, capsys):
+@pytest.mark.parametrize('encoding', ['rgb8', 'mono8'])
+def test_latency_over_dds_tells_times_counts_and_load(encoding, tmp_path, capsys):
     pytest.importorskip('rclpy')
     pytest.importorskip('image_as_imu_ros.msg')
     result_file = tmp_path / 'latency.json'
     assert main(['benchmark', '--dds', '--frames', '60', '--size', '96x72', '--rate', '20',
-                 '--json', str(result_file), '--set', 'estimator.device=cpu', '--set',
+                 '--encoding', encoding, '--json', str(result_file), '--set', 'estimator.device=cpu', '--set',
                  'estimator.threads=1']) == 0
     result = json.loads(result_file.read_text())
     assert (result['mode'], result['image_size'], result['rate_hz']) == ('dds', '96x72', 20.0)
+    assert result['encoding'] == encoding
     # two images may be in work when the count begins
     assert 0 < result['images'] <= result['counts']['received'] + 2
     assert set(result['ms']) == {'latency', 'processing', 'overhead', 'waiting'}

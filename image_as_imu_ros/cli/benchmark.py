@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              '(needs ROS 2)')
     parser.add_argument('--rate', type=float, default=30.0, metavar='HZ',
                         help='images per second over DDS (default: 30)')
+    parser.add_argument('--encoding', choices=('rgb8', 'mono8'), default='rgb8',
+                        help='of images over DDS (default: rgb8)')
     parser.add_argument('--cold-start', action='store_true',
                         help='time fresh processes instead, until their first estimate')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the result here too')
@@ -98,9 +100,10 @@ def _over_dds(config: VisualImuConfig, size: tuple[int, int],
     except ModuleNotFoundError as error:
         raise ConfigError(f'--dds needs ROS 2 ({error}); run `make install`, or source your ROS '
                           'installation') from error
-    result = measure_latency(config, size, arguments.frames, arguments.rate)
+    result = measure_latency(config, size, arguments.frames, arguments.rate,
+                             arguments.encoding)
     counts = result['counts']
-    print(f'{result["rate_hz"]:g} Hz for {arguments.frames / result["rate_hz"]:.0f} s: '
+    print(f'{result["encoding"]} at {result["rate_hz"]:g} Hz for {arguments.frames / result["rate_hz"]:.0f} s: '
           f'{counts["received"]} images received, {result["images"]} answered, '
           f'{counts["dropped"]} dropped; load average {result["load_average"][0]}')
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ NAMESPACE = f'benchmark_{os.getpid()}'
 
 
 def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
-                    rate: float = 30.0) -> dict[str, Any]:
+                    rate: float = 30.0, encoding: str = 'rgb8') -> dict[str, Any]:
     """
     Have a camera in another process publish images, and time the node's answers.
 
@@ -43,9 +44,10 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
     `overhead` the latency less what the estimator itself took, and `waiting` the part of it while
     the estimator was busy with images before, as where it cannot keep up with the rate.
 
-    :param size: width and height of the images, px, in colour
+    :param size: width and height of the images, px
     :param images: images timed, after `WARM_UP` others
     :param rate: images per second
+    :param encoding: rgb8 or mono8
     :returns: settings, machine and load, images received, dropped and answered, and p50, p95,
         p99 of each time in ms
     :raises ConfigError: if the rate is out of range
@@ -72,15 +74,16 @@ def measure_latency(config: VisualImuConfig, size: tuple[int, int], images: int,
                                      QoSProfile(depth=10))
         spinner = threading.Thread(target=_spin, args=(context, node, listener))
         spinner.start()
-        result = _film(monitor, size, images, rate)
+        result = _film(monitor, size, images, rate, encoding)
     finally:
         context.try_shutdown()
         if spinner is not None:
             spinner.join()
             node.destroy_node()
     return {
-        'mode': 'dds', 'image_size': f'{size[0]}x{size[1]}', 'rate_hz': rate,
-        'weights': config.estimator.weights, 'runtime': config.estimator.runtime,
+        'mode': 'dds', 'image_size': f'{size[0]}x{size[1]}', 'encoding': encoding,
+        'rate_hz': rate, 'weights': config.estimator.weights,
+        'runtime': config.estimator.runtime,
         'threads': NetworkThreads(config.estimator.threads).least, 'machine': machine('cpu'),
         'commit': commit(), 'load_average': load_average(),
         **result}
@@ -96,11 +99,13 @@ def _spin(context: Context, *nodes: Any) -> None:
         pass
 
 
-def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> dict[str, Any]:
+def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float,
+          encoding: str) -> dict[str, Any]:
     """Run the camera and take the times of the last images."""
     camera = subprocess.Popen(
         [sys.executable, '-m', 'image_as_imu_ros.ros.simulated_camera', '--width', str(size[0]),
-         '--height', str(size[1]), '--rate', str(rate), '--namespace', NAMESPACE],
+         '--height', str(size[1]), '--rate', str(rate), '--encoding', encoding,
+         '--namespace', NAMESPACE],
         cwd=PACKAGE_PARENT, stdout=subprocess.DEVNULL)
     try:
         end_s = time.monotonic() + START_LIMIT_S + WARM_UP / rate
@@ -109,8 +114,9 @@ def _film(monitor: Monitor, size: tuple[int, int], images: int, rate: float) -> 
                 raise ImageAsImuError('the images of the camera process do not arrive')
             time.sleep(0.1)
         before = monitor.totals()
-        for _ in tqdm(range(images), 'timing over DDS', unit='image'):
-            time.sleep(1 / rate)
+        # seldom, as all that wakes up meanwhile takes its turn beside the node
+        for _ in tqdm(range(math.ceil(images / rate)), 'timing over DDS', unit='s'):
+            time.sleep(1.0)
         after, values = monitor.totals(), monitor.times_ms()
     finally:
         camera.kill()
