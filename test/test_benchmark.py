@@ -129,8 +129,8 @@ def test_latency_over_dds_tells_times_counts_and_load(encoding, tmp_path, capsys
     pytest.importorskip('image_as_imu_ros.msg')
     result_file = tmp_path / 'latency.json'
     assert main(['benchmark', '--dds', '--frames', '60', '--size', '96x72', '--rate', '20',
-                 '--encoding', encoding, '--json', str(result_file), '--set', 'estimator.device=cpu', '--set',
-                 'estimator.threads=1']) == 0
+                 '--encoding', encoding, '--json', str(result_file),
+                 '--set', 'estimator.device=cpu', '--set', 'estimator.threads=1']) == 0
     result = json.loads(result_file.read_text())
     assert (result['mode'], result['image_size'], result['rate_hz']) == ('dds', '96x72', 20.0)
     assert result['encoding'] == encoding

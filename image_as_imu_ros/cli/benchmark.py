@@ -103,7 +103,8 @@ def _over_dds(config: VisualImuConfig, size: tuple[int, int],
     result = measure_latency(config, size, arguments.frames, arguments.rate,
                              arguments.encoding)
     counts = result['counts']
-    print(f'{result["encoding"]} at {result["rate_hz"]:g} Hz for {arguments.frames / result["rate_hz"]:.0f} s: '
+    print(f'{result["encoding"]} at {result["rate_hz"]:g} Hz for '
+          f'{arguments.frames / result["rate_hz"]:.0f} s: '
           f'{counts["received"]} images received, {result["images"]} answered, '
           f'{counts["dropped"]} dropped; load average {result["load_average"][0]}')
     return result
