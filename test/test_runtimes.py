@@ -28,7 +28,7 @@ from image_as_imu_ros.model.network import CellDistributions
 from image_as_imu_ros.model.onnx_cells import MAX_KEPT, OnnxCells, kept_models
 from image_as_imu_ros.model.weights import export_weights, load_weights
 from image_as_imu_ros.model.weights_files import find_weights
-from image_as_imu_ros.threads import LIBC, SETTINGS, HelpingThreads, NetworkThreads
+from image_as_imu_ros.threads import SETTINGS, HelpingThreads, NetworkThreads
 from image_as_imu_ros.types import Frame
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -146,11 +146,15 @@ def test_helping_threads_stay_off_the_core_of_the_one_they_help(helper):
 
 def test_helping_threads_of_a_single_core_stay(monkeypatch, helper):
     _, _, helpers = helper
-    moved = []
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {LIBC.sched_getcpu()})
-    monkeypatch.setattr(os, 'sched_setaffinity', lambda *moves: moved.append(moves))
-    with helpers.apart():
-        pass
+    cores, moved = os.sched_getaffinity(0), []
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'sched_setaffinity', lambda *moves: moved.append(moves))
+            with helpers.apart():
+                pass
+    finally:
+        os.sched_setaffinity(0, cores)
     assert not moved
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import math
 import os
@@ -51,6 +50,7 @@ from image_as_imu_ros.ros.overlay import OverlayPainter
 from image_as_imu_ros.ros.parameters import NodeParameters
 from image_as_imu_ros.ros.transforms import TransformSource, open_transforms
 from image_as_imu_ros.stream import StreamEstimator
+from image_as_imu_ros.threads import LIBC
 from image_as_imu_ros.types import CameraIntrinsics, Frame, MotionEstimate
 
 OUTPUT_DEPTH = 10
@@ -661,7 +661,7 @@ def fit_for_images() -> None:
     nothing to do.
     """
     sys.setswitchinterval(TURN_S)
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    mallopt = getattr(LIBC, 'mallopt', None)
     if mallopt is not None:
         for parameter, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30),
                                 (M_TOP_PAD, 64 << 20)):
